@@ -1,1 +1,26 @@
-//! The union file system.
+//! The union file system: image layers below, a writable upper above, one tree to look at.
+//!
+//! The modules, in the order in which data flows:
+//!
+//! - [`union`] holds the rules: what a name means when both the image and the upper have it,
+//!   and what a change does to the upper.
+//! - [`inode`] keeps the node table, the open handles and their backing files.
+//! - [`image`] merges layers to one immutable tree that every container of the image shares.
+//! - [`layer`] is where a layer's entries and bytes come from.
+//! - [`upper`] is the one mutable place: what a container wrote, in overlayfs's format.
+//! - `marks` knows how whiteouts, opaque directories and redirects look on disk.
+//! - `sys` holds the system calls, and the only `unsafe` code.
+//! - [`types`], [`error`] and `errno` are the words that all of them speak.
+
+mod errno;
+pub mod error;
+pub mod image;
+pub mod inode;
+pub mod layer;
+mod marks;
+mod sys;
+pub mod types;
+pub mod union;
+pub mod upper;
+
+pub use error::{Error, Result};

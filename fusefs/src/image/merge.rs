@@ -1,0 +1,129 @@
+//! Merging one directory: which layers it comes from, and which entries it has.
+//!
+//! The rules are overlayfs's (`ovl_lookup`, fs/overlayfs/namei.c): walking down the layers, the
+//! first entry of a name decides; directories of one name merge until something that is no
+//! directory, a whiteout or an opaque directory ends the walk; a redirect continues the walk in
+//! the layers below at another path.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use super::{Children, Image, ImageId, Node};
+use crate::error::{Error, Result};
+use crate::layer::{Below, EntryKind};
+use crate::types::FileKind;
+
+/// One layer's directory as a part of a merged one.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    /// Index of the layer; 0 is the topmost.
+    pub(super) layer: usize,
+    /// The directory's path in that layer.
+    pub(super) path: PathBuf,
+}
+
+/// The parts of a directory, the topmost first.
+pub(super) fn parts<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'n [Part]> {
+    if let Some(parts) = node.parts.get() {
+        return Ok(parts);
+    }
+    let found = if id == ImageId::ROOT {
+        roots(image, 0)?
+    } else {
+        let parent = image.node(node.parent);
+        let above = parts(image, node.parent, &parent)?;
+        merged(image, above, &node.name)?
+    };
+    Ok(node.parts.get_or_init(|| found))
+}
+
+/// The merged entries of a directory. Their nodes are made here.
+pub(super) fn children(image: &Image, id: ImageId, node: &Node) -> Result<Children> {
+    if node.kind != FileKind::Directory {
+        return Err(Error::NotDirectory);
+    }
+    // First decide, without numbers: of all layers that know a name the topmost decides.
+    let mut decided = std::collections::HashMap::new();
+    for part in parts(image, id, node)? {
+        for entry in image.layers[part.layer].read_dir(&part.path)? {
+            decided
+                .entry(entry.name)
+                .or_insert((part.layer, entry.kind, entry.ino));
+        }
+    }
+    let mut nodes = image.nodes.write();
+    let mut children = Children::with_capacity(decided.len());
+    for (name, (layer, kind, ino)) in decided {
+        let EntryKind::File(kind) = kind else {
+            continue;
+        };
+        let number = u32::try_from(nodes.len()).map_err(|_| Error::Invalid)?;
+        nodes.push(Arc::new(Node {
+            parent: id,
+            name: name.clone(),
+            kind,
+            layer: Some(layer),
+            ino: image.inos.map(image.layers[layer].device(), ino.0),
+            attr: OnceLock::new(),
+            parts: OnceLock::new(),
+            children: OnceLock::new(),
+        }));
+        children.insert(name, ImageId(number));
+    }
+    Ok(children)
+}
+
+/// The roots of all layers from `top` down, as far as no opaque root ends them.
+fn roots(image: &Image, top: usize) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for layer in top..image.layers.len() {
+        let path = PathBuf::new();
+        let below = image.layers[layer].below(&path)?;
+        parts.push(Part { layer, path });
+        if below == Below::Nothing {
+            break;
+        }
+    }
+    Ok(parts)
+}
+
+/// The parts of the directory `name` in a directory with the parts `above`.
+fn merged(image: &Image, above: &[Part], name: &OsStr) -> Result<Vec<Part>> {
+    let mut found = Vec::new();
+    // A sibling redirect changes the name that the layers below are asked for.
+    let mut name = name.to_owned();
+    for part in above {
+        let path = part.path.join(&name);
+        match image.layers[part.layer].entry(&path)? {
+            None => continue,
+            Some(EntryKind::File(FileKind::Directory)) => {}
+            Some(_) => break,
+        }
+        let below = image.layers[part.layer].below(&path)?;
+        found.push(Part {
+            layer: part.layer,
+            path,
+        });
+        match below {
+            Below::SamePath => {}
+            Below::Nothing => break,
+            Below::Sibling(other) => name = other,
+            Below::Redirect(target) => {
+                found.extend(at_path(image, part.layer + 1, &target)?);
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The parts of the directory at a path in the tree that the layers from `top` down make.
+fn at_path(image: &Image, top: usize, path: &Path) -> Result<Vec<Part>> {
+    // Each redirect leads to a lower layer, so this ends.
+    let mut parts = roots(image, top)?;
+    for name in path {
+        parts = merged(image, &parts, name)?;
+    }
+    Ok(parts)
+}

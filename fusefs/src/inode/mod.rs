@@ -1,0 +1,144 @@
+//! Nodes, open handles and the files behind them.
+//!
+//! **Lock order**, outermost first. Nobody takes a lock to the left of one that they hold:
+//!
+//! 1. a node's `copy` lock (a copy-up under way), an ancestor's inside a descendant's;
+//! 2. the union's `names` lock: shared by whoever uses names, exclusive for whoever changes them;
+//! 3. a node's `state`;
+//! 4. the node table, the handle table, the cache of upper directories: leaves, held for moments.
+
+mod handles;
+mod table;
+
+use std::any::Any;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+
+pub(crate) use handles::{DirHandle, FileHandleState, Handle, Handles};
+pub(crate) use table::NodeTable;
+
+use crate::image::ImageId;
+use crate::sys::place::Place;
+use crate::types::{FileKind, Ino, NodeId};
+
+/// The real file behind the open handles of one inode: one for all of them.
+#[derive(Debug)]
+pub struct Backing {
+    /// The file: open for reading, and for writing too if it lies in the upper.
+    pub file: File,
+    /// What the client keeps beside the backing file for as long as it lives, e.g. the
+    /// passthrough registration at the FUSE connection. Dropped with the backing file.
+    pub attachment: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+impl Backing {
+    pub(crate) fn new(file: File) -> Arc<Backing> {
+        Arc::new(Backing {
+            file,
+            attachment: OnceLock::new(),
+        })
+    }
+}
+
+/// One inode of the union that the client knows, or that something it knows depends on.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) ino: Ino,
+    pub(crate) kind: FileKind,
+    /// Held while the node is copied up, so that it happens once.
+    pub(crate) copy: Mutex<()>,
+    pub(crate) state: Mutex<State>,
+}
+
+/// What changes in a node's life. `upper` only ever turns from false to true.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// The names by which the client knows it. Empty for the root and for what was removed.
+    pub(crate) names: Vec<Name>,
+    /// For a directory: the image's directory that shows through. For another file: the image's
+    /// file, until it is copied up.
+    pub(crate) image: Option<ImageId>,
+    /// Whether the upper has it.
+    pub(crate) upper: bool,
+    /// The entry in the link index, for a copied-up file with hard links in the image.
+    pub(crate) link: Option<Place>,
+    /// Keeps an upper file that lost its last known name, so that its inode number is not given
+    /// to another file while the client knows this one.
+    pub(crate) orphan: Option<Arc<OwnedFd>>,
+    /// Number of open handles.
+    pub(crate) open: u32,
+    pub(crate) backing: Weak<Backing>,
+    /// The node that took over when the file was copied up under open handles.
+    pub(crate) successor: Option<Arc<Node>>,
+    /// For an upper directory: whether it has the impure mark, once known.
+    pub(crate) impure: Option<bool>,
+}
+
+/// One name of a node.
+#[derive(Clone, Debug)]
+pub(crate) struct Name {
+    pub(crate) parent: Arc<Node>,
+    pub(crate) name: OsString,
+}
+
+impl Name {
+    pub(crate) fn new(parent: &Arc<Node>, name: &OsStr) -> Name {
+        Name {
+            parent: Arc::clone(parent),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Whether this is the entry `name` of `parent`.
+    pub(crate) fn is(&self, parent: &Node, name: &OsStr) -> bool {
+        self.parent.id == parent.id && self.name == name
+    }
+}
+
+impl Node {
+    pub(crate) fn new(id: NodeId, ino: Ino, kind: FileKind, state: State) -> Arc<Node> {
+        Arc::new(Node {
+            id,
+            ino,
+            kind,
+            copy: Mutex::new(()),
+            state: Mutex::new(state),
+        })
+    }
+
+    /// The node that stands for the file today: itself, or the one that took over.
+    pub(crate) fn current(self: &Arc<Node>) -> Arc<Node> {
+        let mut node = Arc::clone(self);
+        loop {
+            let next = node.state.lock().successor.clone();
+            match next {
+                Some(next) => node = next,
+                None => return node,
+            }
+        }
+    }
+
+    /// Whether another node took over.
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.state.lock().successor.is_some()
+    }
+
+    pub(crate) fn is_dir(&self) -> bool {
+        self.kind == FileKind::Directory
+    }
+
+    /// Whether the upper has it.
+    pub(crate) fn in_upper(&self) -> bool {
+        self.state.lock().upper
+    }
+
+    /// The image's part of it.
+    pub(crate) fn image(&self) -> Option<ImageId> {
+        self.state.lock().image
+    }
+}

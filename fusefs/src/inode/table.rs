@@ -1,0 +1,250 @@
+//! The node table: which nodes the client holds references to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{Name, Node, State};
+use crate::types::{FileKind, Ino, NodeId};
+
+/// Node numbers that are no inode numbers begin here.
+const FIRST_FREE_ID: u64 = 1 << 63;
+
+/// All nodes of one union.
+#[derive(Debug)]
+pub(crate) struct NodeTable {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    by_id: HashMap<NodeId, Slot>,
+    /// The node that stands for an inode today; a superseded one is not here.
+    by_ino: HashMap<Ino, Arc<Node>>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    node: Arc<Node>,
+    /// References that the client holds.
+    lookups: u64,
+}
+
+impl NodeTable {
+    /// A table with a root, which is never forgotten.
+    pub(crate) fn new(root: Arc<Node>) -> NodeTable {
+        let mut inner = Inner {
+            by_id: HashMap::new(),
+            by_ino: HashMap::from([(root.ino, Arc::clone(&root))]),
+            next_id: FIRST_FREE_ID,
+        };
+        let slot = Slot {
+            node: root,
+            lookups: 1,
+        };
+        inner.by_id.insert(NodeId::ROOT, slot);
+        NodeTable {
+            inner: Mutex::new(inner),
+        }
+    }
+
+    /// The node of a number.
+    pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
+        let inner = self.inner.lock();
+        inner.by_id.get(&id).map(|slot| Arc::clone(&slot.node))
+    }
+
+    /// The node that stands for an inode today.
+    pub(crate) fn by_ino(&self, ino: Ino) -> Option<Arc<Node>> {
+        self.inner.lock().by_ino.get(&ino).cloned()
+    }
+
+    /// Finds the node of an inode under one more name, or makes it; takes one reference.
+    pub(crate) fn find_or_insert(
+        &self,
+        ino: Ino,
+        kind: FileKind,
+        name: Name,
+        state: impl FnOnce() -> State,
+    ) -> Arc<Node> {
+        let node = {
+            let mut inner = self.inner.lock();
+            let known = inner.by_ino.get(&ino).filter(|node| node.kind == kind);
+            let node = if let Some(node) = known {
+                Arc::clone(node)
+            } else {
+                let id = inner.free_id(ino);
+                let node = Node::new(id, ino, kind, state());
+                inner.add(Arc::clone(&node));
+                node
+            };
+            if let Some(slot) = inner.by_id.get_mut(&node.id) {
+                slot.lookups += 1;
+            }
+            node
+        };
+        let mut state = node.state.lock();
+        if !state
+            .names
+            .iter()
+            .any(|known| known.is(&name.parent, &name.name))
+        {
+            state.names.push(name);
+        }
+        drop(state);
+        node
+    }
+
+    /// Makes a node that takes over from `old`, with what `old` knew.
+    pub(crate) fn succeed(&self, old: &Arc<Node>, state: State) -> Arc<Node> {
+        let mut inner = self.inner.lock();
+        let id = inner.fresh_id();
+        let node = Node::new(id, old.ino, old.kind, state);
+        inner.add(Arc::clone(&node));
+        node
+    }
+
+    /// Gives back references; a node without any, that nothing depends on, goes.
+    pub(crate) fn forget(&self, id: NodeId, count: u64) {
+        let mut inner = self.inner.lock();
+        let Some(slot) = inner.by_id.get_mut(&id) else {
+            return;
+        };
+        if id != NodeId::ROOT {
+            slot.lookups = slot.lookups.saturating_sub(count);
+        }
+        inner.collect(id);
+    }
+
+    /// How many nodes there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.inner.lock().by_id.len()
+    }
+}
+
+impl Inner {
+    fn add(&mut self, node: Arc<Node>) {
+        self.by_ino.insert(node.ino, Arc::clone(&node));
+        let slot = Slot { node, lookups: 0 };
+        self.by_id.insert(slot.node.id, slot);
+    }
+
+    /// The inode number where it can be, so that both agree.
+    fn free_id(&mut self, ino: Ino) -> NodeId {
+        let wanted = NodeId(ino.0);
+        let usable = ino.0 > NodeId::ROOT.0 && ino.0 < FIRST_FREE_ID;
+        if usable && !self.by_id.contains_key(&wanted) {
+            wanted
+        } else {
+            self.fresh_id()
+        }
+    }
+
+    fn fresh_id(&mut self) -> NodeId {
+        let id = NodeId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    /// Removes a node if nobody needs it, then what only it needed.
+    fn collect(&mut self, id: NodeId) {
+        let mut candidates = vec![id];
+        while let Some(id) = candidates.pop() {
+            let Some(slot) = self.by_id.get(&id) else {
+                continue;
+            };
+            let in_both = self
+                .by_ino
+                .get(&slot.node.ino)
+                .is_some_and(|node| node.id == id);
+            let own_references = if in_both { 2 } else { 1 };
+            if slot.lookups > 0 || Arc::strong_count(&slot.node) > own_references {
+                continue;
+            }
+            if in_both {
+                self.by_ino.remove(&slot.node.ino);
+            }
+            let Some(Slot { node, .. }) = self.by_id.remove(&id) else {
+                continue;
+            };
+            let Some(node) = Arc::into_inner(node) else {
+                continue;
+            };
+            let state = node.state.into_inner();
+            candidates.extend(state.names.iter().map(|name| name.parent.id));
+            candidates.extend(state.successor.iter().map(|node| node.id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    fn table() -> (NodeTable, Arc<Node>) {
+        let root = Node::new(
+            NodeId::ROOT,
+            Ino(500),
+            FileKind::Directory,
+            State::default(),
+        );
+        (NodeTable::new(Arc::clone(&root)), root)
+    }
+
+    fn add(
+        table: &NodeTable,
+        parent: &Arc<Node>,
+        name: &str,
+        ino: u64,
+        kind: FileKind,
+    ) -> Arc<Node> {
+        let name = Name::new(parent, OsStr::new(name));
+        table.find_or_insert(Ino(ino), kind, name, State::default)
+    }
+
+    #[test]
+    fn a_node_has_its_inode_number_unless_that_is_taken_or_the_roots() {
+        let (table, root) = table();
+        assert_eq!(
+            add(&table, &root, "a", 77, FileKind::Regular).id,
+            NodeId(77)
+        );
+        assert!(add(&table, &root, "b", 1, FileKind::Regular).id.0 >= FIRST_FREE_ID);
+    }
+
+    #[test]
+    fn hard_links_are_one_node() {
+        let (table, root) = table();
+        let a = add(&table, &root, "a", 77, FileKind::Regular);
+        let b = add(&table, &root, "b", 77, FileKind::Regular);
+        assert!(Arc::ptr_eq(&a, &b));
+        assert_eq!(a.state.lock().names.len(), 2);
+    }
+
+    #[test]
+    fn a_parent_lives_as_long_as_a_child_that_names_it() {
+        let (table, root) = table();
+        let dir = add(&table, &root, "d", 70, FileKind::Directory).id;
+        let file = {
+            let dir = table.get(dir).unwrap();
+            add(&table, &dir, "f", 71, FileKind::Regular).id
+        };
+        table.forget(dir, 1);
+        assert!(table.get(dir).is_some());
+        table.forget(file, 1);
+        assert!(table.get(dir).is_none());
+        assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn the_root_is_never_forgotten() {
+        let (table, _root) = table();
+        table.forget(NodeId::ROOT, 100);
+        assert!(table.get(NodeId::ROOT).is_some());
+    }
+}

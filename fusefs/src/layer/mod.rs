@@ -1,0 +1,93 @@
+//! Where a layer's entries and bytes come from.
+//!
+//! A [`Layer`] is one immutable tree with marks: whiteouts, opaque directories and redirects, read
+//! as overlayfs reads them. [`DirLayer`] is one that lies unpacked in a directory of this host.
+//! Paths are relative to the layer's root; the empty path is the root.
+
+mod dir_layer;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+pub use dir_layer::DirLayer;
+
+use crate::error::Result;
+use crate::types::{Attr, FileKind, Ino};
+
+/// What one name of a layer's directory is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum EntryKind {
+    /// Nothing: the name is hidden in the layers below too.
+    Whiteout,
+    /// A file of this kind.
+    File(FileKind),
+}
+
+/// One name of a layer's directory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LayerEntry {
+    /// The name.
+    pub name: OsString,
+    /// What it is.
+    pub kind: EntryKind,
+    /// The layer's own inode number.
+    pub ino: Ino,
+}
+
+/// How a directory of a layer continues in the layers below.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Below {
+    /// In the directory of the same path.
+    SamePath,
+    /// Not at all: it is opaque.
+    Nothing,
+    /// In the directory at this path from the root of the tree below.
+    Redirect(std::path::PathBuf),
+    /// In the directory of this name beside the one of the same path.
+    Sibling(OsString),
+}
+
+/// One immutable layer.
+///
+/// Its answers never change while it is in use. All methods fail with an I/O error if what is
+/// below fails, and with [`crate::Error::BadLayer`] if the layer holds what no layer may hold.
+pub trait Layer: Send + Sync {
+    /// Its name for people: the directory, or the digest.
+    fn name(&self) -> &str;
+
+    /// A number that differs between layers whose inode numbers may clash (the device number).
+    fn device(&self) -> u64;
+
+    /// All entries of a directory, without `.` and `..`, in any order.
+    fn read_dir(&self, dir: &Path) -> Result<Vec<LayerEntry>>;
+
+    /// What the layer says of one path whose parent is a directory of it; `None`: nothing.
+    fn entry(&self, path: &Path) -> Result<Option<EntryKind>>;
+
+    /// How a directory continues below.
+    fn below(&self, dir: &Path) -> Result<Below>;
+
+    /// Attributes; `ino` is the layer's own inode number.
+    fn attr(&self, path: &Path) -> Result<Attr>;
+
+    /// The target of a symlink.
+    fn readlink(&self, path: &Path) -> Result<OsString>;
+
+    /// The value of an xattr, marks included; `None` if it is not there.
+    fn xattr(&self, path: &Path, name: &OsStr) -> Result<Option<Vec<u8>>>;
+
+    /// The names of all xattrs, marks included.
+    fn xattr_names(&self, path: &Path) -> Result<Vec<OsString>>;
+
+    /// Opens a regular file for reading.
+    fn open(&self, path: &Path) -> Result<File>;
+
+    /// A descriptor on the file system that holds the layer, for `statfs` and file handles; `None`
+    /// where there is no such thing.
+    fn file_system(&self) -> Option<BorrowedFd<'_>>;
+
+    /// An `O_PATH` descriptor of an entry, where the layer's files are files of this host.
+    fn host_file(&self, path: &Path) -> Result<Option<std::os::fd::OwnedFd>>;
+}

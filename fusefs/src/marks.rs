@@ -1,0 +1,243 @@
+//! How the union's marks look on disk: overlayfs's format, so that the kernel can mount what we
+//! wrote and we what it wrote (Documentation/filesystems/overlayfs.rst, fs/overlayfs/overlayfs.h).
+//!
+//! | mark | on disk | meaning |
+//! | --- | --- | --- |
+//! | whiteout | character device 0:0 | nothing below shows through at this name |
+//! | opaque | `trusted.overlay.opaque` = `y` on a directory | it hides the directory below |
+//! | redirect | `trusted.overlay.redirect` on a directory | it continues the directory at this path below |
+//! | origin | `trusted.overlay.origin` on a copied-up file | the file handle of the image's file |
+//! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin |
+//! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`NlinkDelta`] |
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Stat, XattrFlags};
+use rustix::io::Errno;
+
+use crate::sys::handle::FileHandle;
+use crate::sys::kind_of;
+use crate::sys::place::Place;
+use crate::types::FileKind;
+
+/// What all marks' names begin with. Containers neither see nor set such xattrs.
+const PRIVATE: &[u8] = b"trusted.overlay.";
+const OPAQUE: &str = "trusted.overlay.opaque";
+const REDIRECT: &str = "trusted.overlay.redirect";
+const ORIGIN: &str = "trusted.overlay.origin";
+const IMPURE: &str = "trusted.overlay.impure";
+const NLINK: &str = "trusted.overlay.nlink";
+
+/// The device number of a whiteout: major 0, minor 0.
+pub(crate) const WHITEOUT_DEVICE: u64 = 0;
+
+/// Whether an xattr is the union's own.
+pub(crate) fn is_private(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(PRIVATE)
+}
+
+/// Whether an inode is a whiteout.
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
+    kind_of(stat) == FileKind::CharDevice && stat.st_rdev == WHITEOUT_DEVICE
+}
+
+/// Whether a directory hides what is below it.
+pub(crate) fn is_opaque(dir: &Place) -> Result<bool, Errno> {
+    Ok(dir.xattr(OsStr::new(OPAQUE))?.as_deref() == Some(b"y"))
+}
+
+/// Makes a directory hide what is below it.
+pub(crate) fn set_opaque(dir: &Place) -> Result<(), Errno> {
+    dir.set_xattr(OsStr::new(OPAQUE), b"y", XattrFlags::empty())
+}
+
+/// Where a directory continues below.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Redirect {
+    /// At this path from the root of the tree below (empty for the root itself).
+    Absolute(PathBuf),
+    /// At another name in the same directory.
+    Sibling(PathBuf),
+}
+
+/// Reads a directory's redirect. A value that no overlay writes (with `..`, empty, with a slash in
+/// a relative one) is an error: following it would be a guess.
+pub(crate) fn redirect(dir: &Place) -> Result<Option<Redirect>, Errno> {
+    let Some(value) = dir.xattr(OsStr::new(REDIRECT))? else {
+        return Ok(None);
+    };
+    parse_redirect(&value).map(Some).ok_or(Errno::IO)
+}
+
+/// Reads a redirect's bytes; `None` if they are not one.
+pub(crate) fn parse_redirect(value: &[u8]) -> Option<Redirect> {
+    let path = Path::new(OsStr::from_bytes(value));
+    let mut components = path.components().peekable();
+    let absolute = components.next_if_eq(&Component::RootDir).is_some();
+    let mut names = PathBuf::new();
+    for component in components {
+        match component {
+            Component::Normal(name) if !name.as_bytes().contains(&0) => names.push(name),
+            _ => return None,
+        }
+    }
+    match (absolute, names.components().count()) {
+        (true, _) => Some(Redirect::Absolute(names)),
+        (false, 1) => Some(Redirect::Sibling(names)),
+        (false, _) => None,
+    }
+}
+
+/// Makes a directory continue the one at `path` (from the root of the image).
+pub(crate) fn set_redirect(dir: &Place, path: &Path) -> Result<(), Errno> {
+    let absolute = Path::new("/").join(path);
+    dir.set_xattr(
+        OsStr::new(REDIRECT),
+        absolute.as_os_str().as_bytes(),
+        XattrFlags::empty(),
+    )
+}
+
+/// Whether a directory may hold files with an origin. Where it doesn't, a listing need not ask
+/// each file.
+pub(crate) fn is_impure(dir: &Place) -> Result<bool, Errno> {
+    Ok(dir.xattr(OsStr::new(IMPURE))?.as_deref() == Some(b"y"))
+}
+
+/// Says that a directory holds files with an origin.
+pub(crate) fn set_impure(dir: &Place) -> Result<(), Errno> {
+    dir.set_xattr(OsStr::new(IMPURE), b"y", XattrFlags::empty())
+}
+
+/// `struct ovl_fb` without the handle's bytes: version, magic, length, flags, type, UUID.
+const ORIGIN_HEADER: usize = 21;
+const ORIGIN_VERSION: u8 = 0;
+const ORIGIN_MAGIC: u8 = 0xfb;
+/// `OVL_FH_FLAG_CPU_ENDIAN` on a little-endian machine is 0, on a big-endian one 1.
+const ORIGIN_FLAGS: u8 = if cfg!(target_endian = "big") { 1 } else { 0 };
+
+/// A file handle in overlayfs's encoding. The UUID of the file system is left zero: we look the
+/// handle up on the layers' file systems alone.
+pub(crate) fn encode_origin(handle: &FileHandle) -> Vec<u8> {
+    let mut bytes = vec![0; ORIGIN_HEADER];
+    bytes[0] = ORIGIN_VERSION;
+    bytes[1] = ORIGIN_MAGIC;
+    bytes[2] = u8::try_from(ORIGIN_HEADER + handle.bytes.len()).unwrap_or(0);
+    bytes[3] = ORIGIN_FLAGS;
+    bytes[4] = handle.kind;
+    bytes.extend_from_slice(&handle.bytes);
+    bytes
+}
+
+/// Reads overlayfs's encoding of a file handle; `None` if it is none of this machine's kind.
+pub(crate) fn decode_origin(bytes: &[u8]) -> Option<FileHandle> {
+    let (header, handle) = bytes.split_at_checked(ORIGIN_HEADER)?;
+    let fits = header[0] == ORIGIN_VERSION
+        && header[1] == ORIGIN_MAGIC
+        && usize::from(header[2]) == bytes.len()
+        && header[3] & 1 == ORIGIN_FLAGS
+        && !handle.is_empty();
+    fits.then(|| FileHandle {
+        kind: header[4],
+        bytes: handle.to_vec(),
+    })
+}
+
+/// The image file that a file was copied up from.
+pub(crate) fn origin(file: &Place) -> Result<Option<FileHandle>, Errno> {
+    let value = file.xattr(OsStr::new(ORIGIN))?;
+    Ok(value.and_then(|value| decode_origin(&value)))
+}
+
+/// Notes which image file a file was copied up from.
+pub(crate) fn set_origin(file: &Place, origin: &FileHandle) -> Result<(), Errno> {
+    file.set_xattr(
+        OsStr::new(ORIGIN),
+        &encode_origin(origin),
+        XattrFlags::empty(),
+    )
+}
+
+/// How many links a file has in the union more than on the upper's file system. Some of its names
+/// exist in the image alone, and one link (in the work directory) is no name of the union.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct NlinkDelta(pub(crate) i64);
+
+/// Reads the difference (`U+n`, `U-n`: relative to the upper's count); 0 where there is none.
+pub(crate) fn nlink_delta(file: &Place) -> Result<NlinkDelta, Errno> {
+    let value = file.xattr(OsStr::new(NLINK))?;
+    Ok(value
+        .and_then(|value| parse_nlink_delta(&value))
+        .unwrap_or_default())
+}
+
+/// Reads the bytes of a link difference; `None` for anything else.
+pub(crate) fn parse_nlink_delta(value: &[u8]) -> Option<NlinkDelta> {
+    let number = std::str::from_utf8(value.strip_prefix(b"U")?).ok()?;
+    number.parse().ok().map(NlinkDelta)
+}
+
+/// Sets the difference.
+pub(crate) fn set_nlink_delta(file: &Place, delta: NlinkDelta) -> Result<(), Errno> {
+    file.set_xattr(
+        OsStr::new(NLINK),
+        format!("U{:+}", delta.0).as_bytes(),
+        XattrFlags::empty(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_that_an_overlay_writes_are_read() {
+        assert_eq!(
+            parse_redirect(b"/a/b"),
+            Some(Redirect::Absolute("a/b".into()))
+        );
+        assert_eq!(parse_redirect(b"a"), Some(Redirect::Sibling("a".into())));
+        assert_eq!(parse_redirect(b"/"), Some(Redirect::Absolute("".into())));
+    }
+
+    #[test]
+    fn redirects_that_lead_elsewhere_are_refused() {
+        for bad in [
+            &b""[..],
+            b"..",
+            b"/..",
+            b"/a/../b",
+            b"a/b",
+            b"../a",
+            b"/a\0b",
+        ] {
+            assert_eq!(parse_redirect(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_origin_survives_its_encoding_and_nothing_else_does() {
+        let handle = FileHandle {
+            kind: 1,
+            bytes: vec![1, 2, 3, 4, 5, 6, 7, 8],
+        };
+        let bytes = encode_origin(&handle);
+        assert_eq!(decode_origin(&bytes), Some(handle));
+        for cut in 0..bytes.len() {
+            assert_eq!(decode_origin(&bytes[..cut]), None, "cut at {cut}");
+        }
+        let mut wrong = bytes;
+        wrong[1] = 0;
+        assert_eq!(decode_origin(&wrong), None);
+    }
+
+    #[test]
+    fn link_differences_are_signed() {
+        assert_eq!(parse_nlink_delta(b"U+3"), Some(NlinkDelta(3)));
+        assert_eq!(parse_nlink_delta(b"U-1"), Some(NlinkDelta(-1)));
+        assert_eq!(parse_nlink_delta(b"L+1"), None);
+        assert_eq!(parse_nlink_delta(b"U"), None);
+    }
+}

@@ -1,0 +1,70 @@
+//! Copying a file's data, holes included.
+
+use std::fs::File;
+
+use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
+use rustix::io::Errno;
+
+/// The most that one call copies, so that none keeps the kernel busy for long (bytes).
+const STEP: u64 = 64 << 20;
+
+/// Copies all data of `from` to the empty file `to`: as a reflink where the file system can share
+/// blocks, else range by range, leaving holes as holes.
+pub(crate) fn copy_data(from: &File, to: &File, size: u64) -> Result<(), Errno> {
+    if size == 0 || ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    ftruncate(to, size)?;
+    let mut offset = 0;
+    while offset < size {
+        let (start, end) = match seek(from, SeekFrom::Data(offset)) {
+            Ok(start) => (start, seek(from, SeekFrom::Hole(start))?.min(size)),
+            // No data behind this point.
+            Err(Errno::NXIO) => return Ok(()),
+            // A file system that does not tell: all is data.
+            Err(Errno::INVAL) => (offset, size),
+            Err(error) => return Err(error),
+        };
+        copy_range(from, to, start, end)?;
+        offset = end;
+    }
+    Ok(())
+}
+
+fn copy_range(from: &File, to: &File, start: u64, end: u64) -> Result<(), Errno> {
+    let mut offset = start;
+    while offset < end {
+        let (mut source, mut target) = (offset, offset);
+        let step = usize::try_from((end - offset).min(STEP)).unwrap_or(usize::MAX);
+        match copy_file_range(from, Some(&mut source), to, Some(&mut target), step) {
+            Ok(0) => return Ok(()),
+            Ok(copied) => offset += copied as u64,
+            // Two file systems, or one that can't: through our memory.
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+                return copy_by_hand(from, to, offset, end);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &File, to: &File, start: u64, end: u64) -> Result<(), Errno> {
+    use std::os::unix::fs::FileExt;
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let mut buffer = vec![0; 256 * 1024];
+    let mut offset = start;
+    while offset < end {
+        let want = usize::try_from(end - offset)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let got = from.read_at(&mut buffer[..want], offset).map_err(errno)?;
+        if got == 0 {
+            return Ok(());
+        }
+        to.write_all_at(&buffer[..got], offset).map_err(errno)?;
+        offset += got as u64;
+    }
+    Ok(())
+}

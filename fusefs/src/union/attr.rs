@@ -1,0 +1,150 @@
+//! Attributes: reading and changing them.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use rustix::fs::{fstatvfs, ftruncate};
+
+use super::Union;
+use super::resolve::{finish, union_nlink};
+use crate::error::{Error, Result};
+use crate::inode::{Handle, Node};
+use crate::sys::attr_of;
+use crate::sys::place::Place;
+use crate::types::{Attr, Caller, Fh, FileKind, NodeId, SetAttr, StatFs};
+
+const SETUID: u32 = 0o4000;
+const SETGID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+impl Union {
+    /// Attributes of a node; a handle to it changes nothing, but is what FUSE hands in.
+    pub fn getattr(&self, node: NodeId, _fh: Option<Fh>) -> Result<Attr> {
+        let asked = self.node(node)?;
+        let _names = self.names.read();
+        let attr = self.attr(&asked.current())?;
+        Ok(finish(&asked, attr))
+    }
+
+    /// Changes attributes. A change of size by a caller without privilege clears setuid and
+    /// setgid, a change of owner always does (chown(2)).
+    pub fn setattr(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        fh: Option<Fh>,
+        change: &SetAttr,
+    ) -> Result<Attr> {
+        let asked = self.node(node)?;
+        let node = self.copy_up(&asked.current(), change.size == Some(0))?;
+        if change.size.is_some() && fh.is_none() && node.id != asked.id {
+            // truncate(2): the walk is repeated, and old handles keep the image's data. (A call on
+            // a handle could not be repeated, but a handle that may truncate is never an old one.)
+            return Err(Error::HandedOver);
+        }
+        let _names = self.names.read();
+        let place = self.upper_place(&node)?;
+        if change.uid.is_some() || change.gid.is_some() {
+            place.chown(change.uid, change.gid)?;
+        }
+        if let Some(size) = change.size {
+            self.truncate(caller, &place, fh, size)?;
+        }
+        if let Some(mode) = change.mode {
+            place.chmod(mode)?;
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            place.utimens(change.atime, change.mtime)?;
+        }
+        let attr = self.attr(&node)?;
+        Ok(finish(&asked, attr))
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, node: NodeId) -> Result<OsString> {
+        let node = self.current(node)?;
+        let _names = self.names.read();
+        if node.kind != FileKind::Symlink {
+            return Err(Error::Invalid);
+        }
+        match (self.place(&node)?, node.image()) {
+            (Some(place), _) => Ok(place.readlink()?),
+            (None, Some(id)) => self.image.readlink(id),
+            (None, None) => Err(Error::NotFound),
+        }
+    }
+
+    /// Space and inodes: of the upper's file system, where everything new goes.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let stat = match (&self.upper, self.image.file_system()) {
+            (Some(upper), _) => fstatvfs(upper.root())?,
+            (None, Some(layer)) => fstatvfs(layer)?,
+            (None, None) => return Err(Error::NotSupported),
+        };
+        let block = |size: u64| u32::try_from(size).unwrap_or(4096);
+        Ok(StatFs {
+            blocks: stat.f_blocks,
+            bfree: stat.f_bfree,
+            bavail: stat.f_bavail,
+            files: stat.f_files,
+            ffree: stat.f_ffree,
+            bsize: block(stat.f_bsize),
+            namelen: u32::try_from(stat.f_namemax).unwrap_or(255),
+            frsize: block(stat.f_frsize),
+        })
+    }
+
+    /// Attributes of the node that stands for a file today.
+    pub(super) fn attr(&self, node: &Node) -> Result<Attr> {
+        let Some(place) = self.place(node)? else {
+            let id = node.image().ok_or(Error::NotFound)?;
+            let mut attr = self.image.attr(id)?;
+            attr.ino = node.ino;
+            return Ok(attr);
+        };
+        let stat = place.stat()?;
+        let mut attr = attr_of(&stat, node.ino);
+        let (linked, merged) = {
+            let state = node.state.lock();
+            let merged = node.is_dir() && state.image.is_some() && state.orphan.is_none();
+            (state.link.is_some(), merged)
+        };
+        if merged {
+            attr.nlink = 1;
+        } else if linked {
+            attr.nlink = union_nlink(&place, &stat)?;
+        }
+        Ok(attr)
+    }
+
+    fn truncate(&self, caller: Caller, place: &Place, fh: Option<Fh>, size: u64) -> Result<()> {
+        let handle = fh.and_then(|fh| self.handles.get(fh));
+        match handle.as_deref() {
+            Some(Handle::File(file)) if file.writable => ftruncate(&file.backing.file, size)?,
+            _ => ftruncate(place.open(rustix::fs::OFlags::WRONLY)?, size)?,
+        }
+        if caller.uid != 0 {
+            clear_set_id(place)?;
+        }
+        Ok(())
+    }
+}
+
+/// Clears setuid, and setgid of a group-executable file, as a write by another user does
+/// (`setattr_should_drop_suidgid`, fs/attr.c).
+pub(super) fn clear_set_id(place: &Place) -> Result<()> {
+    let mode = place.stat()?.st_mode & 0o7777;
+    let mut kept = mode & !SETUID;
+    if mode & GROUP_EXECUTE != 0 {
+        kept &= !SETGID;
+    }
+    if kept != mode {
+        place.chmod(kept)?;
+    }
+    Ok(())
+}
+
+/// The place of an open file.
+pub(super) fn place_of_file(file: &std::fs::File) -> Result<Place> {
+    Ok(Place::Fd(Arc::new(file.try_clone()?.into())))
+}

@@ -1,0 +1,283 @@
+//! Copy-up: before something of the image is changed, the upper gets a copy of it.
+//!
+//! A copy is built in the work directory with everything that belongs to it (data, owner, mode,
+//! xattrs, times), made durable, and renamed to its place. A crash leaves the image's file or the
+//! complete copy, never a mixture.
+//!
+//! **The hand-over.** A FUSE inode with a passthrough open is pinned to that backing file: an open
+//! with another one fails with EIO (fs/fuse/iomode.c). So a file that is copied up while handles
+//! are open gets a new node with the same `st_ino`; an `open` of the old node answers
+//! [`Error::HandedOver`] (ESTALE), and the VFS walks the path again and finds the new one. Old
+//! handles keep reading the image's file, as on overlayfs. Without open handles the node stays.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use rustix::fs::{
+    FileType, Mode, OFlags, RenameFlags, XattrFlags, mkdirat, mknodat, openat, renameat_with,
+    symlinkat,
+};
+use rustix::io::Errno;
+
+use super::{Union, make_impure};
+use crate::error::{Error, Result};
+use crate::image::ImageId;
+use crate::inode::{Name, Node, State};
+use crate::marks::{self, NlinkDelta};
+use crate::sys::copy::copy_data;
+use crate::sys::handle::FileHandle;
+use crate::sys::place::Place;
+use crate::types::{Attr, FileKind, SetTime};
+use crate::upper::Upper;
+
+impl Union {
+    /// Makes sure that the upper has a node's file, and returns the node that stands for it then.
+    /// With `empty` the data is not copied: the caller is about to truncate it.
+    ///
+    /// Called without the `names` lock: copying may take long.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, empty: bool) -> Result<Arc<Node>> {
+        let upper = self.writable()?;
+        let node = node.current();
+        if node.is_dir() {
+            self.copy_up_dir(&node)?;
+            return Ok(node);
+        }
+        if node.in_upper() {
+            return Ok(node);
+        }
+        let _copy = node.copy.lock();
+        // Somebody may have been faster.
+        let node = node.current();
+        if node.in_upper() {
+            return Ok(node);
+        }
+        let name = node.state.lock().names.first().cloned();
+        if let Some(name) = &name {
+            self.copy_up_dir(&name.parent)?;
+        }
+        let image = node.image().ok_or(Error::NotFound)?;
+        let copy = Copy::make(self, upper, image, empty)?;
+        self.install(&node, &copy)
+    }
+
+    /// Makes sure that the upper has a directory (without its entries) and all directories above.
+    pub(super) fn copy_up_dir(&self, node: &Arc<Node>) -> Result<()> {
+        let upper = self.writable()?;
+        if node.in_upper() {
+            return Ok(());
+        }
+        // A directory that was removed meanwhile has no name to be copied up to.
+        let name = node.state.lock().names.first().cloned();
+        let name = name.ok_or(Error::NotFound)?;
+        self.copy_up_dir(&name.parent)?;
+        let _copy = node.copy.lock();
+        if node.in_upper() {
+            return Ok(());
+        }
+        let image = node.image().ok_or(Error::NotFound)?;
+        let copy = Copy::make(self, upper, image, true)?;
+        let _names = self.names.read();
+        let name = node.state.lock().names.first().cloned();
+        let name = name.ok_or(Error::NotFound)?;
+        copy.publish(self, &name)?;
+        node.state.lock().upper = true;
+        Ok(())
+    }
+
+    /// Puts a complete copy of a file in its place and hands the node over if it must.
+    fn install(&self, node: &Arc<Node>, copy: &Copy<'_>) -> Result<Arc<Node>> {
+        let _names = self.names.read();
+        let name = node.state.lock().names.first().cloned();
+        let link = copy.index_link(self)?;
+        let mut orphan = None;
+        match &name {
+            Some(name) => {
+                let dir = copy.publish(self, name)?;
+                make_impure(&name.parent, &dir)?;
+            }
+            // The file was removed; whoever still holds it gets a copy without a name.
+            None => orphan = Some(Arc::new(copy.place().open_path()?)),
+        }
+        let mut state = node.state.lock();
+        let after = State {
+            names: state.names.clone(),
+            upper: true,
+            link,
+            orphan,
+            ..State::default()
+        };
+        if state.open == 0 {
+            *state = after;
+            state.backing = Weak::new();
+            return Ok(Arc::clone(node));
+        }
+        let successor = self.nodes.succeed(node, after);
+        state.names.clear();
+        state.successor = Some(Arc::clone(&successor));
+        Ok(successor)
+    }
+}
+
+/// A copy under construction in the work directory, removed when dropped unpublished.
+struct Copy<'u> {
+    upper: &'u Upper,
+    dir: Arc<OwnedFd>,
+    temp: OsString,
+    image: ImageId,
+    attr: Attr,
+    handle: Option<FileHandle>,
+}
+
+impl<'u> Copy<'u> {
+    /// Builds a copy of the image's file or (empty) directory.
+    fn make(union: &Union, upper: &'u Upper, image: ImageId, empty: bool) -> Result<Copy<'u>> {
+        let attr = union.image.attr(image)?;
+        let (dir, temp) = upper.work_name();
+        let mut copy = Copy {
+            upper,
+            dir: Arc::clone(dir),
+            temp,
+            image,
+            attr,
+            handle: None,
+        };
+        let place = copy.place();
+        let mut file = None;
+        let private = Mode::RUSR | Mode::WUSR;
+        match attr.kind {
+            FileKind::Regular => {
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let made = std::fs::File::from(openat(&copy.dir, &copy.temp, flags, private)?);
+                if !empty {
+                    copy_data(&union.image.open(image)?, &made, attr.size)?;
+                }
+                file = Some(made);
+            }
+            FileKind::Directory => mkdirat(&copy.dir, &copy.temp, Mode::RWXU)?,
+            FileKind::Symlink => {
+                symlinkat(union.image.readlink(image)?, &copy.dir, &copy.temp)?;
+            }
+            kind => mknodat(&copy.dir, &copy.temp, special(kind), private, attr.rdev)?,
+        }
+        // The order matters: chown clears setuid, setgid and capabilities; everything but
+        // utimens changes times.
+        place.chown(Some(attr.uid), Some(attr.gid))?;
+        if attr.kind != FileKind::Symlink {
+            place.chmod(u32::from(attr.perm))?;
+        }
+        copy_xattrs(union, image, &place)?;
+        if attr.kind != FileKind::Directory {
+            copy.handle = mark_origin(union, image, &place)?;
+        }
+        let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
+        place.utimens(Some(atime), Some(mtime))?;
+        if let Some(file) = file {
+            file.sync_all()?;
+        }
+        Ok(copy)
+    }
+
+    fn place(&self) -> Place {
+        Place::at(&self.dir, &self.temp)
+    }
+
+    /// Links a file that has hard links in the image into the index, before it has its name:
+    /// from then on all its names lead here.
+    fn index_link(&self, union: &Union) -> Result<Option<Place>> {
+        let Some(handle) = self.handle.as_ref().filter(|_| self.attr.nlink > 1) else {
+            return Ok(None);
+        };
+        // Two links on the file system (the name and the index's) stand for all of the image's.
+        let delta = NlinkDelta(i64::from(self.attr.nlink) - 2);
+        marks::set_nlink_delta(&self.place(), delta)?;
+        let (device, ino) = union.image.link_key(self.image)?;
+        let links = self.upper.links();
+        Ok(Some(links.insert(device, ino, handle, &self.place())?))
+    }
+
+    /// Renames the copy to its name, and gives the directory its times back: nothing was changed
+    /// there that anybody may see. Returns the directory.
+    fn publish(&self, union: &Union, name: &Name) -> Result<Arc<OwnedFd>> {
+        let dir = union.upper_dir(&name.parent)?;
+        let dir_place = Place::Fd(Arc::clone(&dir));
+        let before = crate::sys::attr_of(&dir_place.stat()?, name.parent.ino);
+        let free = RenameFlags::NOREPLACE;
+        renameat_with(&self.dir, &self.temp, &dir, &name.name, free)?;
+        let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
+        dir_place.utimens(Some(atime), Some(mtime))?;
+        Ok(dir)
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        // After `publish` the name is gone, and this finds nothing.
+        self.upper.discard(&self.temp);
+    }
+}
+
+fn copy_xattrs(union: &Union, image: ImageId, place: &Place) -> Result<()> {
+    for name in union.image.xattr_names(image)? {
+        if marks::is_private(&name) {
+            continue;
+        }
+        let Some(value) = union.image.xattr(image, &name)? else {
+            continue;
+        };
+        match place.set_xattr(&name, &value, XattrFlags::empty()) {
+            // The upper's file system has no such name space; overlayfs goes on too.
+            Err(Errno::OPNOTSUPP) => tracing::debug!(?name, "xattr not copied up"),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Notes the image's file on its copy, which keeps `st_ino` over a remount.
+fn mark_origin(union: &Union, image: ImageId, place: &Place) -> Result<Option<FileHandle>> {
+    let Some(file) = union.image.host_file(image)? else {
+        return Ok(None);
+    };
+    match FileHandle::of(file.as_fd()) {
+        Ok(handle) => {
+            marks::set_origin(place, &handle)?;
+            Ok(Some(handle))
+        }
+        // A file system without handles, or no privilege: the number changes at a remount.
+        Err(Errno::OPNOTSUPP | Errno::PERM | Errno::OVERFLOW) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The type bits of a device, pipe or socket.
+fn special(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::CharDevice => FileType::CharacterDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::Fifo => FileType::Fifo,
+        FileKind::Socket => FileType::Socket,
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+    }
+}
+
+/// Whether a name in a directory is free in the upper, taken, or held by a whiteout.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum UpperName {
+    Free,
+    Whiteout,
+    Taken,
+}
+
+/// What the upper has at a name.
+pub(super) fn upper_name(dir: &OwnedFd, name: &OsStr) -> Result<UpperName> {
+    use rustix::fs::{AtFlags, statat};
+    match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if marks::is_whiteout(&stat) => Ok(UpperName::Whiteout),
+        Ok(_) => Ok(UpperName::Taken),
+        Err(Errno::NOENT) => Ok(UpperName::Free),
+        Err(error) => Err(error.into()),
+    }
+}

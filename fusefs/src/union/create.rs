@@ -1,0 +1,190 @@
+//! Creating files, directories, links.
+//!
+//! At a free name the one system call on the upper does everything: owner, group, ACL and umask are
+//! the kernel's work, because it runs in the caller's name ([`crate::sys::caller`]). At a name that
+//! a whiteout holds, the new file is made on a stage and replaces the whiteout in one step.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags, mkdirat, mknodat, openat, renameat, symlinkat};
+use rustix::io::Errno;
+
+use super::copy_up::{UpperName, upper_name};
+use super::open::writes;
+use super::resolve::Found;
+use super::{Opened, Union, check_name, make_impure};
+use crate::error::{Error, Result};
+use crate::inode::{Backing, Node};
+use crate::marks::WHITEOUT_DEVICE;
+use crate::sys::attr_of;
+use crate::sys::caller::as_caller;
+use crate::sys::place::Place;
+use crate::types::{Caller, Entry, NodeId};
+
+impl Union {
+    /// Creates and opens a regular file; [`Error::Exists`] if the name is taken.
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        flags: OFlags,
+    ) -> Result<(Entry, Opened)> {
+        let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (entry, file) = self.make(caller, parent, name, false, |dir, name| {
+            openat(dir, name, how, permissions(mode)).map(File::from)
+        })?;
+        let node = self.node(entry.node)?;
+        let mode = u32::from(entry.attr.perm);
+        let opened = self.opened(&node, Backing::new(file), true, writes(flags), mode)?;
+        Ok((entry, opened.ok_or(Error::NotFound)?))
+    }
+
+    /// Makes a node of any kind but a directory or symlink; `mode` carries the type bits.
+    ///
+    /// A character device 0:0 is refused: in the upper it would be a whiteout.
+    pub fn mknod(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        rdev: u64,
+    ) -> Result<Entry> {
+        let kind = FileType::from_raw_mode(mode);
+        let kind = if kind == FileType::Unknown {
+            FileType::RegularFile
+        } else {
+            kind
+        };
+        if kind == FileType::CharacterDevice && rdev == WHITEOUT_DEVICE {
+            return Err(Error::NotPermitted);
+        }
+        let (entry, ()) = self.make(caller, parent, name, false, |dir, name| {
+            mknodat(dir, name, kind, permissions(mode), rdev)
+        })?;
+        Ok(entry)
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
+        let (entry, ()) = self.make(caller, parent, name, true, |dir, name| {
+            mkdirat(dir, name, permissions(mode))
+        })?;
+        Ok(entry)
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Entry> {
+        let (entry, ()) = self.make(caller, parent, name, false, |dir, name| {
+            symlinkat(target, dir, name)
+        })?;
+        Ok(entry)
+    }
+
+    /// Makes a hard link.
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        check_name(name)?;
+        let asked = self.node(node)?;
+        let parent = self.dir_node(parent)?;
+        let node = self.copy_up(&asked.current(), false)?;
+        if node.is_dir() {
+            return Err(Error::NotPermitted);
+        }
+        self.copy_up_dir(&parent)?;
+        let _names = self.names.write();
+        let dir = self.upper_dir(&parent)?;
+        let place = self.upper_place(&node)?;
+        match self.free_name(&parent, &dir, name)? {
+            UpperName::Whiteout => {
+                let (work, temp) = self.writable()?.work_name();
+                place.link_to(work, &temp)?;
+                renameat(work, &temp, &dir, name)?;
+            }
+            UpperName::Free | UpperName::Taken => place.link_to(&dir, name)?,
+        }
+        self.note_origin(&node, &parent, &dir, &place)?;
+        // One reference more, for the new name.
+        let attr = self.attr(&node)?;
+        let found = Found {
+            attr,
+            image: None,
+            upper: true,
+            link: None,
+        };
+        Ok(self.entry(&parent, name, found))
+    }
+
+    /// Makes something new in a directory, by a system call that `make` does.
+    fn make<T>(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        is_dir: bool,
+        make: impl Fn(&OwnedFd, &OsStr) -> Result<T, Errno>,
+    ) -> Result<(Entry, T)> {
+        check_name(name)?;
+        let parent = self.dir_node(parent)?;
+        self.copy_up_dir(&parent)?;
+        let _names = self.names.read();
+        let dir = self.upper_dir(&parent)?;
+        let made = match self.free_name(&parent, &dir, name)? {
+            UpperName::Free | UpperName::Taken => as_caller(caller, || make(&dir, name))?,
+            UpperName::Whiteout => {
+                let stage = self.writable()?.stage(&dir)?;
+                let made = as_caller(caller, || make(stage.dir(), name))?;
+                stage.publish(name, &dir, name, is_dir)?;
+                made
+            }
+        };
+        let stat = Place::at(&dir, name).stat()?;
+        let attr = attr_of(&stat, self.upper_ino(&stat));
+        let found = Found {
+            attr,
+            image: None,
+            upper: true,
+            link: None,
+        };
+        Ok((self.entry(&parent, name, found), made))
+    }
+
+    /// Refuses a name that the union shows already; else says whether a whiteout holds it.
+    fn free_name(&self, parent: &Node, dir: &OwnedFd, name: &OsStr) -> Result<UpperName> {
+        match upper_name(dir, name)? {
+            UpperName::Taken => Err(Error::Exists),
+            UpperName::Whiteout => Ok(UpperName::Whiteout),
+            UpperName::Free if self.image_entry(parent, name)?.is_some() => Err(Error::Exists),
+            UpperName::Free => Ok(UpperName::Free),
+        }
+    }
+
+    /// After a file got a name in a directory: a directory with files that carry an origin (their
+    /// inode number is not their own) is marked.
+    pub(super) fn note_origin(
+        &self,
+        node: &Node,
+        parent: &Arc<Node>,
+        dir: &Arc<OwnedFd>,
+        place: &Place,
+    ) -> Result<()> {
+        if node.ino != self.upper_ino(&place.stat()?) {
+            make_impure(parent, dir)?;
+        }
+        Ok(())
+    }
+}
+
+fn permissions(mode: u32) -> Mode {
+    Mode::from_raw_mode(mode & 0o7777)
+}

@@ -1,0 +1,272 @@
+//! Open files: one backing file for all handles of an inode.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, ftruncate, seek};
+use rustix::io::Errno;
+
+use super::Union;
+use super::attr::{clear_set_id, place_of_file};
+use crate::error::{Error, Result};
+use crate::inode::{Backing, FileHandleState, Handle, Node};
+use crate::sys::place::Place;
+use crate::types::{Caller, Fh, FileKind, NodeId};
+
+/// Where [`Union::seek`] goes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Whence {
+    /// The next byte of data (`SEEK_DATA`).
+    Data,
+    /// The next hole (`SEEK_HOLE`).
+    Hole,
+}
+
+/// A file that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// The handle, until `release`.
+    pub fh: Fh,
+    /// The real file that serves this handle, shared by all open handles of the inode.
+    pub backing: Arc<Backing>,
+    /// The file has setuid or setgid bits and is open for writing: every write must pass through
+    /// [`Union::write`], which clears them.
+    pub writes_need_us: bool,
+}
+
+impl Union {
+    /// Opens a regular file; `O_TRUNC` is honoured here. [`Error::HandedOver`] (ESTALE): look the
+    /// path up again.
+    pub fn open(&self, caller: Caller, node: NodeId, flags: OFlags) -> Result<Opened> {
+        let asked = self.node(node)?;
+        if asked.is_superseded() {
+            return Err(Error::HandedOver);
+        }
+        match asked.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => return Err(Error::IsDirectory),
+            _ => return Err(Error::Invalid),
+        }
+        let truncate = flags.contains(OFlags::TRUNC);
+        if writes(flags) || truncate {
+            let node = self.copy_up(&asked, truncate)?;
+            if node.id != asked.id {
+                return Err(Error::HandedOver);
+            }
+        }
+        let _names = self.names.read();
+        loop {
+            let (backing, upper) = self.backing(&asked)?;
+            let mut perm = 0;
+            if writes(flags) || truncate {
+                let place = place_of_file(&backing.file)?;
+                if truncate {
+                    ftruncate(&backing.file, 0)?;
+                    if caller.uid != 0 {
+                        clear_set_id(&place)?;
+                    }
+                }
+                perm = place.stat()?.st_mode;
+            }
+            if let Some(opened) = self.opened(&asked, backing, upper, writes(flags), perm)? {
+                return Ok(opened);
+            }
+        }
+    }
+
+    /// Makes a handle of an opened backing file, which lies in the upper or not. `None` if the
+    /// node was copied up since the file was opened, so that it is not the node's file any more.
+    pub(super) fn opened(
+        &self,
+        node: &Arc<Node>,
+        backing: Arc<Backing>,
+        upper: bool,
+        writes: bool,
+        mode: u32,
+    ) -> Result<Option<Opened>> {
+        {
+            let mut state = node.state.lock();
+            if state.successor.is_some() {
+                return Err(Error::HandedOver);
+            }
+            if state.upper != upper {
+                return Ok(None);
+            }
+            state.open += 1;
+            state.backing = Arc::downgrade(&backing);
+        }
+        let fh = self.handles.insert(Handle::File(FileHandleState {
+            node: Arc::clone(node),
+            backing: Arc::clone(&backing),
+            writable: upper,
+        }));
+        Ok(Some(Opened {
+            fh,
+            backing,
+            writes_need_us: writes && mode & 0o6000 != 0,
+        }))
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, fh: Fh) {
+        let Some(handle) = self.handles.remove(fh) else {
+            return;
+        };
+        if let Handle::File(file) = &*handle {
+            let mut state = file.node.state.lock();
+            state.open = state.open.saturating_sub(1);
+        }
+        self.drop_handle(handle);
+    }
+
+    /// Lets go of a closed handle. Its node may have been forgotten before: the kernel sends both
+    /// at once, and two threads take them in any order.
+    pub(super) fn drop_handle(&self, handle: Arc<Handle>) {
+        let node = handle.node().id;
+        drop(handle);
+        self.forget(node, 0);
+    }
+
+    /// Reads at `offset` (bytes); fewer bytes than asked only at the end of the file.
+    pub fn read(&self, fh: Fh, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.with_file(fh, |file| {
+            let mut done = 0;
+            while done < buf.len() {
+                match file
+                    .backing
+                    .file
+                    .read_at(&mut buf[done..], offset + done as u64)
+                {
+                    Ok(0) => break,
+                    Ok(read) => done += read,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(done)
+        })
+    }
+
+    /// Writes all of `data` at `offset` (bytes). `kill_suidgid`: the writer may not keep setuid
+    /// and setgid bits.
+    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], kill_suidgid: bool) -> Result<usize> {
+        self.with_writable(fh, |file| {
+            if kill_suidgid {
+                clear_set_id(&place_of_file(&file.backing.file)?)?;
+            }
+            file.backing.file.write_all_at(data, offset)?;
+            Ok(data.len())
+        })
+    }
+
+    /// Makes a file durable (`datasync`: its data and what is needed to read it).
+    pub fn fsync(&self, fh: Fh, datasync: bool) -> Result<()> {
+        self.with_file(fh, |file| match (file.writable, datasync) {
+            // The image is on disk since it was committed.
+            (false, _) => Ok(()),
+            (true, true) => Ok(file.backing.file.sync_data()?),
+            (true, false) => Ok(file.backing.file.sync_all()?),
+        })
+    }
+
+    /// Reserves or frees space (fallocate(2)); which modes work is up to the upper's file system.
+    pub fn fallocate(&self, fh: Fh, mode: FallocateFlags, offset: u64, len: u64) -> Result<()> {
+        self.with_writable(fh, |file| {
+            Ok(fallocate(&file.backing.file, mode, offset, len)?)
+        })
+    }
+
+    /// Finds data or a hole at or after `offset` (lseek(2)).
+    pub fn seek(&self, fh: Fh, offset: u64, whence: Whence) -> Result<u64> {
+        let to = match whence {
+            Whence::Data => SeekFrom::Data(offset),
+            Whence::Hole => SeekFrom::Hole(offset),
+        };
+        // The position of the backing file is moved, but nobody uses it.
+        self.with_file(fh, |file| Ok(seek(&file.backing.file, to)?))
+    }
+
+    /// Copies within the host's file system (`copy_file_range(2)`). Returns the bytes copied.
+    pub fn copy_file_range(
+        &self,
+        fh_in: Fh,
+        offset_in: u64,
+        fh_out: Fh,
+        offset_out: u64,
+        len: u64,
+    ) -> Result<usize> {
+        self.with_file(fh_in, |from| {
+            self.with_writable(fh_out, |to| {
+                let (mut from_at, mut to_at) = (offset_in, offset_out);
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                let (from, to) = (&from.backing.file, &to.backing.file);
+                let copy = rustix::fs::copy_file_range;
+                Ok(copy(from, Some(&mut from_at), to, Some(&mut to_at), len)?)
+            })
+        })
+    }
+
+    /// The backing file of a node, the open one or a new one, and whether it lies in the upper.
+    fn backing(&self, node: &Arc<Node>) -> Result<(Arc<Backing>, bool)> {
+        let (known, image, upper) = {
+            let state = node.state.lock();
+            (state.backing.upgrade(), state.image, state.upper)
+        };
+        if let Some(backing) = known {
+            return Ok((backing, upper));
+        }
+        let file = match (upper, image) {
+            (true, _) => open_upper(&self.upper_place(node)?)?,
+            (false, Some(id)) => self.image.open(id)?,
+            (false, None) => return Err(Error::NotFound),
+        };
+        let backing = Backing::new(file);
+        let mut state = node.state.lock();
+        if state.upper == upper {
+            // Two opens at once: the first one's file stands, so that all handles share one.
+            if let Some(first) = state.backing.upgrade() {
+                return Ok((first, upper));
+            }
+            state.backing = Arc::downgrade(&backing);
+        }
+        Ok((backing, upper))
+    }
+
+    fn with_file<T>(&self, fh: Fh, work: impl FnOnce(&FileHandleState) -> Result<T>) -> Result<T> {
+        match self.handles.get(fh).as_deref() {
+            Some(Handle::File(file)) => work(file),
+            _ => Err(Error::UnknownHandle(fh)),
+        }
+    }
+
+    fn with_writable<T>(
+        &self,
+        fh: Fh,
+        work: impl FnOnce(&FileHandleState) -> Result<T>,
+    ) -> Result<T> {
+        self.with_file(fh, |file| {
+            if file.writable {
+                work(file)
+            } else {
+                Err(Error::UnknownHandle(fh))
+            }
+        })
+    }
+}
+
+/// For reading and writing, so that all handles can share it; for reading alone where the file
+/// can't be written (immutable, or being a swap file).
+fn open_upper(place: &Place) -> Result<std::fs::File> {
+    match place.open_file(OFlags::RDWR) {
+        Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY | Errno::ROFS) => {
+            Ok(place.open_file(OFlags::RDONLY)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Whether open flags ask for writing.
+pub(super) fn writes(flags: OFlags) -> bool {
+    let mode = flags & OFlags::RWMODE;
+    mode == OFlags::WRONLY || mode == OFlags::RDWR
+}

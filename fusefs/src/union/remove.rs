@@ -1,0 +1,166 @@
+//! Removing names.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Stat, statat, unlinkat};
+use rustix::io::Errno;
+
+use super::resolve::{Found, union_nlink};
+use super::{Union, check_name};
+use crate::error::{Error, Result};
+use crate::inode::Node;
+use crate::marks::{self, NlinkDelta};
+use crate::sys::place::Place;
+use crate::types::{FileKind, NodeId};
+
+impl Union {
+    /// Removes a name of anything but a directory.
+    pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        let parent = self.removable(parent, name)?;
+        let _names = self.names.write();
+        let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
+        if found.attr.kind == FileKind::Directory {
+            return Err(Error::IsDirectory);
+        }
+        let dir = self.upper_dir(&parent)?;
+        let old = stat_if_any(&dir, name)?;
+        let leaving = self.prepare_leave(&parent, &dir, name, &found, old.is_some())?;
+        if self.image_entry(&parent, name)?.is_some() {
+            self.writable()?.whiteout(&dir, name, old.as_ref())?;
+        } else {
+            unlinkat(&dir, name, AtFlags::empty())?;
+        }
+        self.leave(leaving)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        let held = self.hold(&self.dir_node(parent)?, name)?;
+        let node = held.current()?;
+        if !node.is_dir() {
+            return Err(Error::NotDirectory);
+        }
+        let parent = self.removable(parent, name)?;
+        let _names = self.names.write();
+        if !self.merged_entries(&node)?.is_empty() {
+            return Err(Error::NotEmpty);
+        }
+        let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
+        let dir = self.upper_dir(&parent)?;
+        let old = stat_if_any(&dir, name)?;
+        let leaving = self.prepare_leave(&parent, &dir, name, &found, old.is_some())?;
+        if self.image_entry(&parent, name)?.is_some() {
+            self.writable()?.whiteout(&dir, name, old.as_ref())?;
+        } else {
+            // It may hold whiteouts; the union's rename is as atomic as rmdir.
+            match unlinkat(&dir, name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => self.writable()?.take_out(&dir, name)?,
+                other => other?,
+            }
+        }
+        self.leave(leaving)
+    }
+
+    /// The directory of a name that is to be removed, in the upper.
+    fn removable(&self, parent: NodeId, name: &OsStr) -> Result<Arc<Node>> {
+        check_name(name)?;
+        let parent = self.dir_node(parent)?;
+        self.writable()?;
+        {
+            let _names = self.names.read();
+            self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
+        }
+        self.copy_up_dir(&parent)?;
+        Ok(parent)
+    }
+
+    /// What must be known and opened before a name of a file goes, so that whoever still uses the
+    /// file can.
+    pub(super) fn prepare_leave(
+        &self,
+        parent: &Arc<Node>,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+        found: &Found,
+        in_upper_here: bool,
+    ) -> Result<Leaving> {
+        let mut leaving = Leaving {
+            node: self.nodes.by_ino(found.attr.ino),
+            parent: Arc::clone(parent),
+            name: name.to_owned(),
+            orphan: None,
+            link: found.link.clone(),
+        };
+        if let Some(link) = &found.link {
+            if !in_upper_here {
+                // A name that the image alone has: no link of the file system goes with it.
+                let delta = marks::nlink_delta(link)?;
+                marks::set_nlink_delta(link, NlinkDelta(delta.0 - 1))?;
+            }
+            return Ok(leaving);
+        }
+        if let Some(node) = &leaving.node
+            && in_upper_here
+        {
+            let last = {
+                let state = node.state.lock();
+                state.orphan.is_none() && state.names.iter().all(|known| known.is(parent, name))
+            };
+            if last {
+                leaving.orphan = Some(Arc::new(Place::at(dir, name).open_path()?));
+            }
+        }
+        Ok(leaving)
+    }
+
+    /// Takes the name from the node, after it has gone from the disk.
+    pub(super) fn leave(&self, leaving: Leaving) -> Result<()> {
+        let mut orphan = leaving.orphan;
+        if let Some(link) = &leaving.link {
+            let stat = link.stat()?;
+            // One link is the index's own.
+            if union_nlink(link, &stat)? == 0 || stat.st_nlink == 0 {
+                orphan = Some(Arc::new(link.open_path()?));
+                self.writable()?.links().remove(link)?;
+            }
+        }
+        let Some(node) = leaving.node else {
+            return Ok(());
+        };
+        let mut state = node.state.lock();
+        state
+            .names
+            .retain(|known| !known.is(&leaving.parent, &leaving.name));
+        if orphan.is_some() {
+            state.link = None;
+            state.orphan = orphan;
+        }
+        drop(state);
+        if node.is_dir() {
+            self.dirs.lock().pop(&node.id);
+        }
+        Ok(())
+    }
+}
+
+/// A name that is about to go.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    node: Option<Arc<Node>>,
+    parent: Arc<Node>,
+    name: std::ffi::OsString,
+    /// Keeps the file for the node, if this was its last known name.
+    orphan: Option<Arc<OwnedFd>>,
+    link: Option<Place>,
+}
+
+/// What the upper has at a name, whiteouts included.
+pub(super) fn stat_if_any(dir: &OwnedFd, name: &OsStr) -> Result<Option<Stat>> {
+    match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

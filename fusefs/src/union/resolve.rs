@@ -1,0 +1,237 @@
+//! What a name means.
+//!
+//! The upper decides if it has the name: a whiteout hides the image's entry, a directory merges
+//! with the image's (at the same name, or where its redirect leads) unless it is opaque, anything
+//! else stands alone. Where the upper has nothing, the image's entry shows through; if it is a
+//! hard link of a file that was copied up under another name, the link index has it.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Stat, fstat, statat};
+use rustix::io::Errno;
+
+use super::{Union, check_name, is_impure};
+use crate::error::{Error, Result};
+use crate::image::ImageId;
+use crate::inode::{Name, Node, State};
+use crate::marks::{self, Redirect};
+use crate::sys::place::Place;
+use crate::sys::{attr_of, kind_of};
+use crate::types::{Attr, Entry, FileKind, Ino, NodeId};
+
+/// What a name means, before it is a node.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) attr: Attr,
+    /// The image's part: the directory that merges, or the file itself.
+    pub(super) image: Option<ImageId>,
+    /// Whether the file is in the upper (under this name, or by the link index).
+    pub(super) upper: bool,
+    /// Its entry in the link index.
+    pub(super) link: Option<Place>,
+}
+
+impl Union {
+    /// Finds a name. `None`: there is no such name (the client may remember that).
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
+        check_name(name)?;
+        let parent = self.dir_node(parent)?;
+        let _names = self.names.read();
+        let Some(found) = self.resolve(&parent, name)? else {
+            return Ok(None);
+        };
+        Ok(Some(self.entry(&parent, name, found)))
+    }
+
+    /// Makes a node of what was found; the client gets one reference.
+    pub(super) fn entry(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Entry {
+        let attr = found.attr;
+        let node = self
+            .nodes
+            .find_or_insert(attr.ino, attr.kind, Name::new(parent, name), || State {
+                image: found.image,
+                upper: found.upper,
+                link: found.link,
+                ..State::default()
+            });
+        Entry {
+            node: node.id,
+            attr: finish(&node, attr),
+        }
+    }
+
+    /// Decides what a name means.
+    pub(super) fn resolve(&self, parent: &Node, name: &OsStr) -> Result<Option<Found>> {
+        if let Some(dir) = self.upper_dir_if_any(parent)? {
+            match statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if marks::is_whiteout(&stat) => return Ok(None),
+                Ok(stat) => return self.upper_entry(parent, &dir, name, &stat).map(Some),
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match self.image_entry(parent, name)? {
+            Some(id) => self.image_only_entry(id).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn upper_entry(
+        &self,
+        parent: &Node,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+        stat: &Stat,
+    ) -> Result<Found> {
+        let place = Place::at(dir, name);
+        if kind_of(stat) == FileKind::Directory {
+            let image = self.image_of_dir(parent, &place, name)?;
+            let ino = match image {
+                Some(id) => self.image.attr(id)?.ino,
+                None => self.upper_ino(stat),
+            };
+            let mut attr = attr_of(stat, ino);
+            if image.is_some() {
+                attr.nlink = 1;
+            }
+            return Ok(Found {
+                attr,
+                image,
+                upper: true,
+                link: None,
+            });
+        }
+        let mut found = Found {
+            attr: attr_of(stat, self.upper_ino(stat)),
+            image: None,
+            upper: true,
+            link: None,
+        };
+        if is_impure(parent, dir)?
+            && let Some((key, ino)) = self.origin_of(&place)?
+        {
+            found.attr.ino = ino;
+            found.link = self.writable()?.links().get(key.0, key.1);
+            if found.link.is_some() {
+                found.attr.nlink = union_nlink(&place, stat)?;
+            }
+        }
+        Ok(found)
+    }
+
+    fn image_only_entry(&self, id: ImageId) -> Result<Found> {
+        let attr = self.image.attr(id)?;
+        if attr.nlink > 1
+            && attr.kind != FileKind::Directory
+            && let Some(upper) = &self.upper
+        {
+            let key = self.image.link_key(id)?;
+            if let Some(link) = upper.links().get(key.0, key.1) {
+                let stat = link.stat()?;
+                let mut attr = attr_of(&stat, attr.ino);
+                attr.nlink = union_nlink(&link, &stat)?;
+                return Ok(Found {
+                    attr,
+                    image: None,
+                    upper: true,
+                    link: Some(link),
+                });
+            }
+        }
+        Ok(Found {
+            attr,
+            image: Some(id),
+            upper: false,
+            link: None,
+        })
+    }
+
+    /// The image's directory that a directory of the upper continues.
+    fn image_of_dir(&self, parent: &Node, place: &Place, name: &OsStr) -> Result<Option<ImageId>> {
+        if marks::is_opaque(place)? {
+            return Ok(None);
+        }
+        let id = match marks::redirect(place)? {
+            None => self.image_entry(parent, name)?,
+            Some(Redirect::Absolute(path)) => self.image.find(&path)?,
+            Some(Redirect::Sibling(other)) => self.image_entry(parent, other.as_os_str())?,
+        };
+        Ok(id.filter(|id| self.image.kind(*id) == FileKind::Directory))
+    }
+
+    /// The inode number of an upper file that comes from nowhere else.
+    pub(super) fn upper_ino(&self, stat: &Stat) -> Ino {
+        self.inos.map(stat.st_dev, stat.st_ino)
+    }
+
+    /// The image file that an upper file was copied up from: its key among hard links, and its
+    /// inode number in the union.
+    fn origin_of(&self, place: &Place) -> Result<Option<((u64, u64), Ino)>> {
+        let Some(handle) = marks::origin(place)? else {
+            return Ok(None);
+        };
+        for layer in self.image.layers() {
+            let Some(mount) = layer.file_system() else {
+                continue;
+            };
+            // The handle carries the inode's generation: a stale one finds nothing.
+            if let Ok(fd) = handle.open(mount) {
+                let stat = fstat(&fd)?;
+                let ino = self.inos.map(stat.st_dev, stat.st_ino);
+                return Ok(Some(((stat.st_dev, stat.st_ino), ino)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The node of a name, held for as long as the answer lives. `NotFound` if there is none.
+    pub(super) fn hold(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Held<'_>> {
+        let _names = self.names.read();
+        let found = self.resolve(parent, name)?.ok_or(Error::NotFound)?;
+        let entry = self.entry(parent, name, found);
+        Ok(Held {
+            union: self,
+            node: Some(self.node(entry.node)?),
+        })
+    }
+}
+
+/// A node with a reference of our own.
+pub(super) struct Held<'u> {
+    union: &'u Union,
+    /// `None` only while it is dropped.
+    node: Option<Arc<Node>>,
+}
+
+impl Held<'_> {
+    /// The node that stands for the file today.
+    pub(super) fn current(&self) -> Result<Arc<Node>> {
+        Ok(self.node.as_ref().ok_or(Error::NotFound)?.current())
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // The node first: the table keeps what somebody still holds.
+        if let Some(id) = self.node.take().map(|node| node.id) {
+            self.union.forget(id, 1);
+        }
+    }
+}
+
+/// The link count that the union shows of an indexed file.
+pub(super) fn union_nlink(place: &Place, stat: &Stat) -> Result<u32> {
+    let delta = marks::nlink_delta(place)?;
+    let links = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
+    Ok(u32::try_from(links.saturating_add(delta.0)).unwrap_or(0))
+}
+
+/// Decides whether the client may keep a node's attributes.
+pub(super) fn finish(node: &Node, mut attr: Attr) -> Attr {
+    let set_id = attr.kind == FileKind::Regular && attr.perm & 0o6000 != 0;
+    let linked = attr.kind != FileKind::Directory && attr.nlink > 1;
+    attr.cacheable = !set_id && !linked && !node.is_superseded();
+    attr
+}

@@ -1,0 +1,65 @@
+//! Sealing: before an upper becomes a layer, what only its work directory knows must move into it.
+//!
+//! That is one thing: a copied-up file with hard links in the image is found under its other names
+//! by the link index. A layer has no index, so every such name gets its link in the upper.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::rename::materialise;
+use super::resolve::union_nlink;
+use super::{Union, make_impure};
+use crate::error::Result;
+use crate::inode::Node;
+use crate::types::{FileKind, Ino, NodeId};
+
+impl Union {
+    /// Makes the upper complete without its work directory. Needs to walk the image only if a file
+    /// with hard links was copied up and has names left that are not.
+    ///
+    /// Nobody may change the union meanwhile.
+    pub fn seal(&self) -> Result<()> {
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        let mut pending = HashSet::new();
+        for ((device, ino), link) in upper.links().places() {
+            let stat = link.stat()?;
+            // One link on disk is the index's own.
+            if u64::from(union_nlink(&link, &stat)?) > stat.st_nlink.saturating_sub(1) {
+                pending.insert(self.inos.map(device, ino));
+            }
+        }
+        if pending.is_empty() {
+            return Ok(());
+        }
+        self.seal_dir(&self.node(NodeId::ROOT)?, &pending)
+    }
+
+    fn seal_dir(&self, dir: &Arc<Node>, pending: &HashSet<Ino>) -> Result<()> {
+        let entries = {
+            let _names = self.names.read();
+            self.merged_entries(dir)?
+        };
+        for (name, ino, kind) in entries {
+            if kind == FileKind::Directory {
+                let held = self.hold(dir, &name)?;
+                self.seal_dir(&held.current()?, pending)?;
+            } else if pending.contains(&ino) {
+                self.seal_name(dir, &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn seal_name(&self, dir: &Arc<Node>, name: &OsStr) -> Result<()> {
+        let held = self.hold(dir, name)?;
+        self.copy_up_dir(dir)?;
+        let _names = self.names.write();
+        let end = self.end(Arc::clone(dir), name)?;
+        let node = held.current()?;
+        materialise(&node, &end)?;
+        make_impure(dir, &end.dir)
+    }
+}

@@ -1,0 +1,205 @@
+//! The upper: what one container wrote, in overlayfs's format, and the work directory beside it.
+//!
+//! ```text
+//! upperdir/            the entries, whiteouts and marks (crate::marks)
+//! workdir/work/        things under construction; cleared at every start
+//! workdir/index/       one link for each copied-up file that has hard links in the image, named
+//!                      by the image file's handle in hexadecimal
+//! ```
+//!
+//! Nothing here decides what the union means; this module gives the union the steps, each of which
+//! is atomic: something is made complete in `work/`, then renamed to its place.
+
+mod links;
+mod stage;
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
+use rustix::fs::{Mode, OFlags, RenameFlags, Stat, fstat, mkdirat, mknodat};
+use rustix::fs::{openat, renameat, renameat_with, statat, unlinkat};
+use rustix::io::Errno;
+
+pub(crate) use links::LinkIndex;
+pub(crate) use stage::Stage;
+
+use crate::error::{Error, Result};
+use crate::marks;
+use crate::sys::beneath::open_root;
+use crate::sys::dir;
+
+/// What one container wrote.
+#[derive(Debug)]
+pub struct Upper {
+    root: Arc<OwnedFd>,
+    work: Arc<OwnedFd>,
+    /// The work directory as it was named; locked, so that no two unions use it.
+    _outer: OwnedFd,
+    /// Work files get a number each; the names mean nothing after a restart.
+    next_work: AtomicU64,
+    device: u64,
+    links: LinkIndex,
+}
+
+impl Upper {
+    /// Opens an upper directory and its work directory, which must exist, lie on one file system
+    /// and be used by nobody else. Clears what an earlier crash left in the work directory.
+    pub fn open(upper: &Path, work: &Path) -> Result<Upper> {
+        let root = open_root(upper).map_err(|e| failed("cannot open the upper", upper, e))?;
+        let outer =
+            open_root(work).map_err(|e| failed("cannot open the work directory", work, e))?;
+        let (stat, work_stat) = (fstat(&root)?, fstat(&outer)?);
+        if stat.st_dev != work_stat.st_dev {
+            return Err(failed(
+                "not on the upper's file system: the work directory",
+                work,
+                Errno::XDEV,
+            ));
+        }
+        if stat.st_ino == work_stat.st_ino {
+            return Err(failed(
+                "the upper itself can't be the work directory",
+                work,
+                Errno::INVAL,
+            ));
+        }
+        flock(&outer, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| failed("in use by another mount: the work directory", work, e))?;
+        let inner = make_dir(&outer, OsStr::new("work"))
+            .map_err(|e| failed("cannot make the directory work/ in", work, e))?;
+        let index = make_dir(&outer, OsStr::new("index"))
+            .map_err(|e| failed("cannot make the directory index/ in", work, e))?;
+        dir::clear(inner.as_fd())
+            .map_err(|e| failed("cannot clear the work directory", work, e))?;
+        let upper = Upper {
+            root: Arc::new(root),
+            work: Arc::new(inner),
+            _outer: outer,
+            next_work: AtomicU64::new(0),
+            device: stat.st_dev,
+            links: LinkIndex::open(index)?,
+        };
+        upper.probe_marks().map_err(|e| {
+            failed(
+                "the file system keeps no trusted.* extended attributes: the work directory",
+                work,
+                e,
+            )
+        })?;
+        Ok(upper)
+    }
+
+    /// The upper's root directory.
+    pub(crate) fn root(&self) -> &Arc<OwnedFd> {
+        &self.root
+    }
+
+    /// The device number of the upper's file system.
+    pub(crate) fn device(&self) -> u64 {
+        self.device
+    }
+
+    /// The copied-up files that have hard links in the image.
+    pub(crate) fn links(&self) -> &LinkIndex {
+        &self.links
+    }
+
+    /// The directory for things under construction, and a fresh name in it.
+    pub(crate) fn work_name(&self) -> (&Arc<OwnedFd>, OsString) {
+        let number = self.next_work.fetch_add(1, Ordering::Relaxed);
+        (&self.work, OsString::from(format!("#{number:x}")))
+    }
+
+    /// A directory under construction that gives what is created in it what `parent` would give:
+    /// group, setgid bit and default ACL.
+    pub(crate) fn stage(&self, parent: &Arc<OwnedFd>) -> Result<Stage<'_>, Errno> {
+        Stage::like(self, parent)
+    }
+
+    /// Puts a whiteout at `name`, replacing what is there, in one step.
+    pub(crate) fn whiteout(
+        &self,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+        old: Option<&Stat>,
+    ) -> Result<(), Errno> {
+        let Some(old) = old else {
+            return make_whiteout(dir, name);
+        };
+        let (work, temp) = self.work_name();
+        make_whiteout(work, &temp)?;
+        let result = if FileType::from_raw_mode(old.st_mode) == FileType::Directory {
+            renameat_with(work, &temp, dir, name, RenameFlags::EXCHANGE)
+        } else {
+            renameat(work, &temp, dir, name)
+        };
+        match result {
+            Ok(()) => self.discard(&temp),
+            Err(error) => {
+                self.discard(&temp);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a directory out of the tree in one step, whatever whiteouts are left in it.
+    pub(crate) fn take_out(&self, dir: &Arc<OwnedFd>, name: &OsStr) -> Result<(), Errno> {
+        let (work, temp) = self.work_name();
+        renameat_with(dir, name, work, &temp, RenameFlags::NOREPLACE)?;
+        self.discard(&temp);
+        Ok(())
+    }
+
+    /// Removes a thing from the work directory. A failure only leaves it until the next start.
+    pub(crate) fn discard(&self, temp: &OsStr) {
+        let Ok(stat) = statat(&self.work, temp, AtFlags::SYMLINK_NOFOLLOW) else {
+            return;
+        };
+        let kind = crate::sys::kind_of(&stat);
+        if let Err(error) = dir::remove_tree(self.work.as_fd(), temp, kind) {
+            tracing::warn!(?temp, %error, "cannot remove a work file; the next start will");
+        }
+    }
+
+    /// Fails unless the file system keeps the marks' xattrs.
+    fn probe_marks(&self) -> Result<(), Errno> {
+        let (work, temp) = self.work_name();
+        mkdirat(work, &temp, Mode::RWXU)?;
+        let result = marks::set_opaque(&crate::sys::place::Place::at(work, &temp));
+        unlinkat(work, &temp, AtFlags::REMOVEDIR)?;
+        result
+    }
+}
+
+/// Makes a whiteout at a free name.
+pub(crate) fn make_whiteout(dir: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+    mknodat(
+        dir,
+        name,
+        FileType::CharacterDevice,
+        Mode::empty(),
+        marks::WHITEOUT_DEVICE,
+    )
+}
+
+fn make_dir(at: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    match mkdirat(at, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(at, name, flags, Mode::empty())
+}
+
+fn failed(action: &'static str, path: &Path, errno: Errno) -> Error {
+    Error::Path {
+        action,
+        path: PathBuf::from(path),
+        source: errno.into(),
+    }
+}
