@@ -2,6 +2,7 @@
 //!
 //! The modules, in the order in which data flows:
 //!
+//! - [`session`] serves one union as one FUSE mount. It alone knows FUSE.
 //! - [`union`] holds the rules: what a name means when both the image and the upper have it,
 //!   and what a change does to the upper.
 //! - [`inode`] keeps the node table, the open handles and their backing files.
@@ -18,6 +19,7 @@ pub mod image;
 pub mod inode;
 pub mod layer;
 mod marks;
+pub mod session;
 mod sys;
 pub mod types;
 pub mod union;

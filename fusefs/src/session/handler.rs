@@ -1,0 +1,625 @@
+//! The requests: each is decoded, put to the union, and answered.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use rustix::fs::{FallocateFlags, OFlags, XattrFlags};
+
+use super::answer::{GENERATION, answer, done, reply_count, reply_entry, reply_sized};
+use super::convert::{
+    FOREVER, attr_ttl, caller, dot_attr, entry_attr, entry_attr_ttl, file_attr, file_type,
+    has_own_node, no_entry, open_flags, rdev_from_wire, set_time,
+};
+use super::passthrough::{Passthrough, open_mode};
+use crate::error::{Error, Result};
+use crate::types::{Fh, NodeId, SetAttr};
+use crate::union::{Union, Whence};
+
+/// The largest read or write that the kernel sends in one request.
+pub(super) const MAX_IO: u32 = 1 << 20;
+
+/// Read-ahead and other requests that nobody waits for, at once.
+const MAX_BACKGROUND: u16 = 64;
+
+/// What the mount offers to a file system stacked on it: kernel overlayfs may sit on us, so our
+/// backing files may not be on a stacked file system themselves.
+const STACK_DEPTH: u32 = 1;
+
+/// What we want of the kernel; it gives what it has.
+///
+/// Not among them: the writeback cache (it excludes passthrough), locks (the kernel keeps POSIX
+/// and flock locks by itself as long as we don't ask for them), `EXPORT_SUPPORT` (looking up `.`
+/// and `..` of a node that the kernel has forgotten is not offered by the union) and
+/// `AUTO_INVAL_DATA` (all changes come through the mount; `EXPLICIT_INVAL_DATA` says so).
+const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
+    .union(InitFlags::FUSE_BIG_WRITES)
+    .union(InitFlags::FUSE_MAX_PAGES)
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_DONT_MASK)
+    .union(InitFlags::FUSE_POSIX_ACL)
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
+
+/// One union behind one FUSE connection.
+pub(super) struct Handler {
+    union: Arc<Union>,
+    passthrough: Passthrough,
+}
+
+impl Handler {
+    pub(super) fn new(union: Arc<Union>, passthrough: bool) -> Self {
+        Self {
+            union,
+            passthrough: Passthrough::new(passthrough),
+        }
+    }
+}
+
+impl Filesystem for Handler {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let offered = config.capabilities();
+        // These can't fail: only what is offered, only numbers in range.
+        let _ = config.add_capabilities(WANTED & offered);
+        let _ = config.set_max_write(MAX_IO);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        if self.passthrough.is_offered() && offered.contains(InitFlags::FUSE_PASSTHROUGH) {
+            let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
+            let _ = config.set_max_stack_depth(STACK_DEPTH);
+        } else {
+            self.passthrough.give_up();
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.union.lookup(node(parent), name);
+        answer("lookup", parent, reply, found, |reply, found| match found {
+            Some(entry) => reply_entry(reply, &entry),
+            None => reply.entry(&FOREVER, &no_entry(), GENERATION),
+        });
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
+        self.union.forget(node(ino), nlookup);
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let attr = self.union.getattr(node(ino), fh.map(handle));
+        answer("getattr", ino, reply, attr, |reply, attr| {
+            reply.attr(&attr_ttl(&attr), &file_attr(&attr));
+        });
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let mode = mode.map(|mode| mode & 0o7777);
+        let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
+        let change = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+        };
+        let attr = self
+            .union
+            .setattr(caller(req, 0), node(ino), fh.map(handle), &change);
+        answer("setattr", ino, reply, attr, |reply, attr| {
+            reply.attr(&attr_ttl(&attr), &file_attr(&attr));
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let target = self.union.readlink(node(ino));
+        answer("readlink", ino, reply, target, |reply, target| {
+            reply.data(target.as_bytes());
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (who, rdev) = (caller(req, umask), rdev_from_wire(rdev));
+        let made = self.union.mknod(who, node(parent), name, mode, rdev);
+        answer("mknod", parent, reply, made, |reply, entry| {
+            reply_entry(reply, &entry);
+        });
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = self
+            .union
+            .mkdir(caller(req, umask), node(parent), name, mode & 0o7777);
+        answer("mkdir", parent, reply, made, |reply, entry| {
+            reply_entry(reply, &entry);
+        });
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(
+            "unlink",
+            parent,
+            reply,
+            self.union.unlink(node(parent), name),
+        );
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done("rmdir", parent, reply, self.union.rmdir(node(parent), name));
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let who = caller(req, 0);
+        let made = self
+            .union
+            .symlink(who, node(parent), link_name, target.as_os_str());
+        answer("symlink", parent, reply, made, |reply, entry| {
+            reply_entry(reply, &entry);
+        });
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
+        let renamed = self
+            .union
+            .rename(node(parent), name, node(newparent), newname, flags);
+        done("rename", parent, reply, renamed);
+    }
+
+    fn link(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let linked = self.union.link(node(ino), node(newparent), newname);
+        answer("link", ino, reply, linked, |reply, entry| {
+            reply_entry(reply, &entry);
+        });
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let opened = self
+            .union
+            .open(caller(req, 0), node(ino), open_flags(flags));
+        answer("open", ino, reply, opened, |reply, opened| {
+            let id = self
+                .passthrough
+                .id_of(&opened.backing, |file| reply.open_backing(file));
+            let (fh, mode) = (FileHandle(opened.fh.0), open_mode(&opened, id));
+            match id {
+                Some(id) => reply.opened_passthrough(fh, mode, id),
+                None => reply.opened(fh, mode),
+            }
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (who, flags) = (
+            caller(req, umask),
+            OFlags::from_bits_retain(flags.cast_unsigned()),
+        );
+        let created = self
+            .union
+            .create(who, node(parent), name, mode & 0o7777, flags);
+        answer(
+            "create",
+            parent,
+            reply,
+            created,
+            |reply, (entry, opened)| {
+                let id = self
+                    .passthrough
+                    .id_of(&opened.backing, |file| reply.open_backing(file));
+                let (fh, mode) = (FileHandle(opened.fh.0), open_mode(&opened, id));
+                // One TTL for the name and the attributes: the shorter.
+                let (ttl, attr) = (entry_attr_ttl(&entry), entry_attr(&entry));
+                match id {
+                    Some(id) => reply.created_passthrough(&ttl, &attr, GENERATION, fh, mode, id),
+                    None => reply.created(&ttl, &attr, GENERATION, fh, mode),
+                }
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        with_buffer(size as usize, |buffer| {
+            let read = self.union.read(handle(fh), offset, buffer);
+            answer("read", ino, reply, read, |reply, count| {
+                reply.data(&buffer[..count]);
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill_suidgid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let written = self.union.write(handle(fh), offset, data, kill_suidgid);
+        answer("write", ino, reply, written, reply_count);
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Nothing waits for a close to be written; the kernel does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.union.release(handle(fh));
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        done("fsync", ino, reply, self.union.fsync(handle(fh), datasync));
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let opened = self.union.opendir(node(ino));
+        answer("opendir", ino, reply, opened, |reply, fh| {
+            // The kernel drops what it remembers of a directory when it changes a name in it,
+            // and nobody else does.
+            let mode = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+            reply.opened(FileHandle(fh.0), mode);
+        });
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.union.readdir(handle(fh), offset, &mut |entry| {
+            !reply.add(
+                INodeNo(entry.ino.0),
+                entry.next_offset,
+                file_type(entry.kind),
+                &entry.name,
+            )
+        });
+        answer("readdir", ino, reply, listed, |reply, ()| reply.ok());
+    }
+
+    /// An entry whose node is not its `st_ino` would be listed with a wrong `d_ino`, because fuser
+    /// has one number for both. Such an entry ends the batch: in the adaptive mode the kernel goes
+    /// on with a plain READDIR, which has no node in it. Only if it comes first it must be given,
+    /// since an empty batch is the end of the directory.
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let mut is_first = true;
+        let listed = self
+            .union
+            .readdirplus(handle(fh), offset, &mut |listed, entry| {
+                if entry.is_some_and(has_own_node) && !is_first {
+                    return false;
+                }
+                is_first = false;
+                let (ttl, attr) = match entry {
+                    Some(entry) => (entry_attr_ttl(entry), entry_attr(entry)),
+                    None => (Duration::ZERO, dot_attr(listed.ino, listed.kind)),
+                };
+                !reply.add(
+                    attr.ino,
+                    listed.next_offset,
+                    &listed.name,
+                    &ttl,
+                    &attr,
+                    GENERATION,
+                )
+            });
+        answer("readdirplus", ino, reply, listed, |reply, ()| reply.ok());
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.union.releasedir(handle(fh));
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        done(
+            "fsyncdir",
+            ino,
+            reply,
+            self.union.fsyncdir(handle(fh), datasync),
+        );
+    }
+
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        answer("statfs", ino, reply, self.union.statfs(), |reply, fs| {
+            let (files, free) = (fs.files, fs.ffree);
+            let (size, name, fragment) = (fs.bsize, fs.namelen, fs.frsize);
+            reply.statfs(
+                fs.blocks, fs.bfree, fs.bavail, files, free, size, name, fragment,
+            );
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
+        done(
+            "setxattr",
+            ino,
+            reply,
+            self.union.setxattr(node(ino), name, value, flags),
+        );
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = self.union.getxattr(node(ino), name);
+        answer("getxattr", ino, reply, value, |reply, value| {
+            reply_sized(reply, &value, size);
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.union.listxattr(node(ino));
+        answer("listxattr", ino, reply, names, |reply, names| {
+            reply_sized(reply, &names, size);
+        });
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(
+            "removexattr",
+            ino,
+            reply,
+            self.union.removexattr(node(ino), name),
+        );
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        // The kernel checks by itself (default_permissions).
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // Regular files are always ready; the kernel does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
+        done(
+            "fallocate",
+            ino,
+            reply,
+            self.union.fallocate(handle(fh), mode, offset, length),
+        );
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let found = seek_target(offset, whence)
+            .and_then(|(offset, whence)| self.union.seek(handle(fh), offset, whence));
+        answer("lseek", ino, reply, found, |reply, offset| {
+            reply.offset(i64::try_from(offset).unwrap_or(i64::MAX));
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The answer has 32 bits; the caller repeats the call for the rest.
+        let (fh_in, fh_out, len) = (handle(fh_in), handle(fh_out), len.min(1 << 30));
+        let copied = self
+            .union
+            .copy_file_range(fh_in, offset_in, fh_out, offset_out, len);
+        answer("copy_file_range", ino_in, reply, copied, reply_count);
+    }
+}
+
+fn node(ino: INodeNo) -> NodeId {
+    NodeId(ino.0)
+}
+
+fn handle(fh: FileHandle) -> Fh {
+    Fh(fh.0)
+}
+
+/// `SEEK_DATA` and `SEEK_HOLE`; the kernel does the others without us.
+fn seek_target(offset: i64, whence: i32) -> Result<(u64, Whence)> {
+    const SEEK_DATA: i32 = 3;
+    const SEEK_HOLE: i32 = 4;
+    let offset = u64::try_from(offset).map_err(|_| Error::Invalid)?;
+    match whence {
+        SEEK_DATA => Ok((offset, Whence::Data)),
+        SEEK_HOLE => Ok((offset, Whence::Hole)),
+        _ => Err(Error::Invalid),
+    }
+}
+
+/// Lends a buffer of this thread, which is zeroed only where it has to grow.
+fn with_buffer(size: usize, work: impl FnOnce(&mut [u8])) {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        work(&mut buffer[..size]);
+    });
+}

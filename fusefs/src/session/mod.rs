@@ -1,0 +1,330 @@
+//! The session: one union, served as one FUSE mount.
+//!
+//! [`Session::mount`] opens `/dev/fuse`, mounts, shakes hands with the kernel and starts the
+//! threads that answer it. From then on three modules work together:
+//!
+//! - `handler` has one short function for each request: decode, ask the union, answer
+//!   (`answer` holds what the replies have in common).
+//! - `convert` turns FUSE's types into the union's and back, and says how long the kernel may
+//!   remember an answer: as good as for ever, because every change comes through the mount.
+//! - `passthrough` registers backing files, so that the kernel reads and writes them by itself.
+//!
+//! A mount that somebody still uses when it is unmounted is only detached: it disappears from
+//! the tree, and is served until its last user is gone. The daemon itself never touches a path
+//! inside its own mount, since it would wait for its own answer.
+
+mod answer;
+mod convert;
+mod handler;
+mod passthrough;
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::{fs, io, thread};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use self::handler::{Handler, MAX_IO};
+use crate::error::{Error, Result};
+use crate::union::Union;
+
+/// The file system type in `/proc/mounts`: `fuse`, with a subtype for people.
+const FS_TYPE: &str = "fuse.lamina";
+
+/// Buffered reads come in pieces of the read-ahead, so let it be as long as a request may be.
+const READ_AHEAD_KIB: u32 = MAX_IO / 1024;
+
+/// How a union is mounted.
+#[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // independent mount options, as mount(8) has them
+pub struct SessionOptions {
+    /// The source name in /proc/mounts.
+    pub fsname: String,
+    /// Threads that serve requests, at least 1.
+    pub threads: usize,
+    /// Mount read-only.
+    pub read_only: bool,
+    /// Other users than the mounter may use the mount.
+    pub allow_other: bool,
+    /// Honour setuid and setgid bits.
+    pub suid: bool,
+    /// Honour device nodes.
+    pub dev: bool,
+    /// Honour execution (false: noexec).
+    pub exec: bool,
+    /// Use passthrough where the kernel offers it.
+    pub passthrough: bool,
+    /// Extra options handed to the kernel, e.g. `context="..."`.
+    pub extra: Vec<String>,
+}
+
+impl Default for SessionOptions {
+    /// What a container's root needs: writable, for all users, with setuid and devices.
+    fn default() -> Self {
+        Self {
+            fsname: "lamina".to_owned(),
+            threads: 2,
+            read_only: false,
+            allow_other: true,
+            suid: true,
+            dev: true,
+            exec: true,
+            passthrough: true,
+            extra: Vec::new(),
+        }
+    }
+}
+
+impl SessionOptions {
+    fn flags(&self) -> MountFlags {
+        let mut flags = MountFlags::empty();
+        flags.set(MountFlags::RDONLY, self.read_only);
+        flags.set(MountFlags::NOSUID, !self.suid);
+        flags.set(MountFlags::NODEV, !self.dev);
+        flags.set(MountFlags::NOEXEC, !self.exec);
+        flags
+    }
+
+    /// The options that the kernel's FUSE reads. Permissions are always its business.
+    fn data(&self, device: &File) -> io::Result<CString> {
+        let mut data = format!(
+            "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_IO}",
+            device.as_raw_fd(),
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        if self.allow_other {
+            data.push_str(",allow_other");
+        }
+        for option in &self.extra {
+            data.push(',');
+            data.push_str(option);
+        }
+        CString::new(data).map_err(|_| rustix::io::Errno::INVAL.into())
+    }
+}
+
+/// One FUSE mount that serves one union. Dropping it unmounts (lazily) without waiting.
+#[derive(Debug)]
+pub struct Session {
+    mount: Mount,
+    /// Until the session was waited for.
+    thread: Option<JoinHandle<io::Result<()>>>,
+    served: Arc<Served>,
+}
+
+impl Session {
+    /// Mounts `union` on the existing directory `mountpoint`; when this returns the mount answers.
+    pub fn mount(
+        union: Arc<Union>,
+        mountpoint: &Path,
+        options: &SessionOptions,
+    ) -> Result<Session> {
+        let device_path = Path::new("/dev/fuse");
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(device_path)
+            .map_err(|source| failed("cannot open", device_path, source))?;
+        let mount = Mount::new(&device, mountpoint, options)
+            .map_err(|source| failed("cannot mount on", mountpoint, source))?;
+        let mut config = fuser::Config::default();
+        config.n_threads = Some(options.threads.max(1));
+        config.acl = if options.allow_other {
+            fuser::SessionACL::All
+        } else {
+            fuser::SessionACL::Owner
+        };
+        let acl = config.acl;
+        let handler = Handler::new(union, options.passthrough);
+        let session = fuser::Session::from_fd(handler, device.into(), acl, config)
+            .map_err(|source| failed("no handshake with the kernel for", mountpoint, source))?;
+        mount.set_read_ahead();
+
+        let served = Arc::new(Served::default());
+        let ends = EndsServing(Arc::clone(&served));
+        let thread = thread::Builder::new()
+            .name(format!("lamina-{}", mount.device.1))
+            .spawn(move || serve(session, ends))
+            .map_err(|source| failed("cannot start a thread for", mountpoint, source))?;
+        Ok(Session {
+            mount,
+            thread: Some(thread),
+            served,
+        })
+    }
+
+    /// Whether the mount is still served.
+    pub fn is_alive(&self) -> bool {
+        !*self.served.ended.lock()
+    }
+
+    /// Detaches the mount, and waits until the last user is gone, at most `patience`. Returns
+    /// false if somebody still uses it: it is served until they stop.
+    pub fn unmount(mut self, patience: Duration) -> Result<bool> {
+        self.mount
+            .detach()
+            .map_err(|source| failed("cannot unmount", &self.mount.point, source))?;
+        if !self.served.wait(patience) {
+            return Ok(false);
+        }
+        self.join()?;
+        Ok(true)
+    }
+
+    /// Waits until somebody unmounts it.
+    pub fn wait(mut self) -> Result<()> {
+        self.join()
+    }
+
+    /// The end of the serving thread, and how it ended.
+    fn join(&mut self) -> Result<()> {
+        let ended = match self.thread.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(ended)) => ended,
+            Some(Err(_panic)) => Err(io::Error::other("the serving thread panicked")),
+        };
+        ended.map_err(|source| failed("serving ended on", &self.mount.point, source))
+    }
+}
+
+/// Serves until the file system is unmounted everywhere.
+fn serve(session: fuser::Session<Handler>, _ends: EndsServing) -> io::Result<()> {
+    let ended = session.run();
+    match &ended {
+        Ok(()) => tracing::debug!("the mount is gone"),
+        Err(error) => tracing::error!(%error, "the mount is no longer served"),
+    }
+    ended
+}
+
+fn failed(action: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Path {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Whether the serving thread has ended, to wait for with a limit.
+#[derive(Debug, Default)]
+struct Served {
+    ended: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Served {
+    /// False if it did not end within `patience`.
+    fn wait(&self, patience: Duration) -> bool {
+        let mut ended = self.ended.lock();
+        self.changed
+            .wait_while_for(&mut ended, |ended| !*ended, patience);
+        *ended
+    }
+}
+
+/// Says that serving ended when it is dropped, by a panic too.
+struct EndsServing(Arc<Served>);
+
+impl Drop for EndsServing {
+    fn drop(&mut self) {
+        *self.0.ended.lock() = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// A place in the tree where we have mounted; detached when dropped.
+#[derive(Debug)]
+struct Mount {
+    /// Absolute and without symbolic links.
+    point: PathBuf,
+    /// Device number (major, minor) of the mounted file system.
+    device: (u32, u32),
+}
+
+impl Mount {
+    fn new(fuse: &File, point: &Path, options: &SessionOptions) -> io::Result<Mount> {
+        let point = fs::canonicalize(point)?;
+        let data = options.data(fuse)?;
+        rustix::mount::mount(&*options.fsname, &*point, FS_TYPE, options.flags(), &*data)?;
+        match device_at(&point) {
+            Ok(device) => Ok(Mount { point, device }),
+            Err(error) => {
+                rustix::mount::unmount(&point, UnmountFlags::DETACH)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the mount out of the tree; nothing to do if somebody has done so. A mount of
+    /// somebody else at the same place stays.
+    fn detach(&self) -> io::Result<()> {
+        match device_at(&self.point) {
+            Ok(device) if device == self.device => {
+                let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+                Ok(rustix::mount::unmount(&self.point, flags)?)
+            }
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets buffered reads come in large pieces. It is a matter of speed only, and may be
+    /// forbidden (no /sys, not writable).
+    fn set_read_ahead(&self) {
+        let path = format!(
+            "/sys/class/bdi/{}:{}/read_ahead_kb",
+            self.device.0, self.device.1
+        );
+        if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
+            tracing::debug!(path, %error, "the read-ahead stays as it is");
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.detach() {
+            tracing::warn!(path = %self.point.display(), %error, "cannot unmount");
+        }
+    }
+}
+
+/// The device number of what is mounted at a path. Asks for nothing else, and for no fresh
+/// attributes: the kernel answers by itself, even where the path is the root of our own mount.
+fn device_at(path: &Path) -> io::Result<(u32, u32)> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::empty())?;
+    Ok((stat.stx_dev_major, stat.stx_dev_minor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_become_flags_and_data() {
+        let extra = vec!["context=\"a:b\"".to_owned()];
+        let options = SessionOptions {
+            read_only: true,
+            dev: false,
+            allow_other: false,
+            extra,
+            ..SessionOptions::default()
+        };
+        assert_eq!(options.flags(), MountFlags::RDONLY | MountFlags::NODEV);
+        let data = options.data(&File::open("/dev/null").unwrap()).unwrap();
+        let data = data.to_str().unwrap();
+        assert!(data.contains(",default_permissions,"), "{data}");
+        assert!(data.ends_with(",context=\"a:b\""), "{data}");
+        assert!(!data.contains("allow_other"), "{data}");
+    }
+}
