@@ -1,0 +1,33 @@
+//! What users see through a mount, checked on real mounts.
+//!
+//! Every test runs on each [`system::System`]: on kernel overlayfs, which proves that the test
+//! itself is right, and on Lamina with and without passthrough. Where the systems differ on
+//! purpose, the test says so.
+//!
+//! The tests need root and `/dev/fuse`, and leave no mount behind. `LAMINA_TEST_SYSTEMS` (names
+//! with commas between them: `overlayfs`, `lamina`, `lamina-plain`) picks some of the systems.
+
+// In a test a failed step is the end of it, in helpers and closures too.
+#![allow(clippy::unwrap_used)]
+// Counting bytes is not what these tests spend their time on.
+#![allow(clippy::naive_bytecount)]
+
+mod copy_up;
+mod data;
+mod identity;
+mod layers;
+mod links;
+mod listing;
+mod locks;
+mod lookup;
+mod open_files;
+mod permissions;
+mod races;
+mod remove;
+mod rename;
+mod session;
+mod special;
+mod system;
+mod tools;
+mod unlinked;
+mod xattrs;

@@ -1,0 +1,313 @@
+//! The systems under test, and the layers that they are mounted over.
+
+use std::fmt;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lamina_fusefs::image::Image;
+use lamina_fusefs::layer::{DirLayer, Layer};
+use lamina_fusefs::session::{Session, SessionOptions};
+use lamina_fusefs::union::Union;
+use lamina_fusefs::upper::Upper;
+use rustix::fs::CWD;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+
+/// How long a mount may stay busy after a test.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A union file system that the tests run on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum System {
+    /// The kernel's own: the yardstick.
+    Overlayfs,
+    /// Ours, in this process.
+    Lamina {
+        /// Whether the kernel reads and writes backing files by itself.
+        passthrough: bool,
+    },
+}
+
+impl System {
+    const ALL: [System; 3] = [
+        System::Overlayfs,
+        System::Lamina { passthrough: true },
+        System::Lamina { passthrough: false },
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            System::Overlayfs => "overlayfs",
+            System::Lamina { passthrough: true } => "lamina",
+            System::Lamina { passthrough: false } => "lamina-plain",
+        }
+    }
+
+    pub(crate) fn is_wanted(self) -> bool {
+        match std::env::var("LAMINA_TEST_SYSTEMS") {
+            Ok(wanted) => wanted.split(',').any(|name| name == self.name()),
+            Err(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Runs a test on every system, over two layers: `prepare` fills them, `check` sees the mount.
+pub(crate) fn each_system(prepare: impl Fn(&Layers), check: impl Fn(&mut Mounted)) {
+    each_system_over(2, prepare, check);
+}
+
+/// The same over any number of layers.
+pub(crate) fn each_system_over(
+    layers: usize,
+    prepare: impl Fn(&Layers),
+    check: impl Fn(&mut Mounted),
+) {
+    for system in System::ALL.into_iter().filter(|system| system.is_wanted()) {
+        eprintln!("on {system}:");
+        let layers = Layers::new(layers);
+        prepare(&layers);
+        check(&mut Mounted::new(system, layers, Access::Write));
+    }
+}
+
+/// Runs a test on Lamina only, with and without passthrough.
+pub(crate) fn each_lamina(prepare: impl Fn(&Layers), check: impl Fn(&mut Mounted)) {
+    each_system(prepare, |mounted| {
+        if mounted.is_lamina() {
+            check(mounted);
+        }
+    });
+}
+
+/// Whether a mount has an upper.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Access {
+    /// No upper: an image is looked at.
+    ReadOnly,
+    /// An upper takes the changes.
+    Write,
+}
+
+/// Directories for layers, upper, work and mount point.
+pub(crate) struct Layers {
+    dir: tempfile::TempDir,
+    lowers: Vec<PathBuf>,
+}
+
+impl Layers {
+    pub(crate) fn new(count: usize) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests mount: run them as root"
+        );
+        assert!(
+            Path::new("/dev/fuse").exists(),
+            "these tests need /dev/fuse (modprobe fuse)"
+        );
+        let dir = tempfile::Builder::new()
+            .prefix("lamina-mounted-")
+            .tempdir()
+            .unwrap();
+        let layers = Self {
+            lowers: (0..count)
+                .map(|layer| dir.path().join(format!("l{layer}")))
+                .collect(),
+            dir,
+        };
+        // Some tests act as another user, who has to get in.
+        fs::set_permissions(layers.dir.path(), Permissions::from_mode(0o755)).unwrap();
+        for made in layers.lowers.iter().cloned().chain([
+            layers.upper(),
+            layers.work(),
+            layers.mountpoint(),
+        ]) {
+            fs::create_dir(&made).unwrap();
+            fs::set_permissions(&made, Permissions::from_mode(0o755)).unwrap();
+        }
+        layers
+    }
+
+    /// All layers, the topmost first.
+    pub(crate) fn lowers(&self) -> &[PathBuf] {
+        &self.lowers
+    }
+
+    /// A path in the topmost layer.
+    pub(crate) fn top(&self, path: &str) -> PathBuf {
+        self.lowers[0].join(path)
+    }
+
+    /// A path in the lowest layer.
+    pub(crate) fn bottom(&self, path: &str) -> PathBuf {
+        self.lowers[self.lowers.len() - 1].join(path)
+    }
+
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.dir.path().join("upper")
+    }
+
+    fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    pub(crate) fn mountpoint(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// A directory beside everything else.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Serves the layers by Lamina.
+    pub(crate) fn mount_lamina(&self, access: Access, options: &SessionOptions) -> Session {
+        self.try_mount_lamina(access, options).unwrap()
+    }
+
+    /// The same where the mount may fail.
+    pub(crate) fn try_mount_lamina(
+        &self,
+        access: Access,
+        options: &SessionOptions,
+    ) -> lamina_fusefs::Result<Session> {
+        let lowers = self.lowers.iter().map(|lower| {
+            let layer: Arc<dyn Layer> = Arc::new(DirLayer::open(lower).unwrap());
+            layer
+        });
+        let image = Image::new(lowers.collect()).unwrap();
+        let upper = match access {
+            Access::ReadOnly => None,
+            Access::Write => Some(Upper::open(&self.upper(), &self.work()).unwrap()),
+        };
+        let union = Arc::new(Union::new(image, upper).unwrap());
+        Session::mount(union, &self.mountpoint(), options)
+    }
+
+    /// Serves the layers by the kernel.
+    pub(crate) fn mount_overlay(&self, access: Access, options: &[(&str, &str)]) {
+        // fsconfig, because 128 layers don't fit into the one page that mount(2) takes.
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        for lower in &self.lowers {
+            fsconfig_set_string(&context, "lowerdir+", lower).unwrap();
+        }
+        match access {
+            Access::ReadOnly => fsconfig_set_flag(&context, "ro").unwrap(),
+            Access::Write => {
+                fsconfig_set_string(&context, "upperdir", self.upper()).unwrap();
+                fsconfig_set_string(&context, "workdir", self.work()).unwrap();
+            }
+        }
+        for (key, value) in options {
+            fsconfig_set_string(&context, *key, *value).unwrap();
+        }
+        fsconfig_create(&context).unwrap();
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        let mount = fsmount(&context, flags, MountAttrFlags::empty()).unwrap();
+        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&mount, "", CWD, self.mountpoint(), from).unwrap();
+    }
+}
+
+/// A mounted system. Unmounts when dropped.
+pub(crate) struct Mounted {
+    pub(crate) system: System,
+    access: Access,
+    session: Option<Session>,
+    // Last, so that the directories outlive the mount.
+    pub(crate) layers: Layers,
+}
+
+impl Mounted {
+    pub(crate) fn new(system: System, layers: Layers, access: Access) -> Self {
+        let mut mounted = Self {
+            system,
+            access,
+            session: None,
+            layers,
+        };
+        mounted.mount();
+        mounted
+    }
+
+    pub(crate) fn is_lamina(&self) -> bool {
+        self.system != System::Overlayfs
+    }
+
+    /// A path in the mount.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.layers.mountpoint().join(path)
+    }
+
+    /// A path in the upper.
+    pub(crate) fn upper(&self, path: &str) -> PathBuf {
+        self.layers.upper().join(path)
+    }
+
+    /// Unmounts, mounts again: what was only remembered is forgotten.
+    pub(crate) fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// Mounts the same layers by another system.
+    pub(crate) fn switch(&mut self, system: System) {
+        self.unmount();
+        self.system = system;
+        self.mount();
+    }
+
+    /// Unmounts; nobody may be using it.
+    pub(crate) fn unmount(&mut self) {
+        match self.session.take() {
+            Some(session) => {
+                assert!(
+                    session.unmount(PATIENCE).unwrap(),
+                    "somebody still uses the mount"
+                );
+            }
+            None => unmount(self.layers.mountpoint(), UnmountFlags::empty()).unwrap(),
+        }
+    }
+
+    fn mount(&mut self) {
+        match self.system {
+            System::Overlayfs => {
+                let options: &[_] = match self.access {
+                    Access::ReadOnly => &[],
+                    Access::Write => {
+                        &[("redirect_dir", "on"), ("index", "on"), ("metacopy", "off")]
+                    }
+                };
+                self.layers.mount_overlay(self.access, options);
+            }
+            System::Lamina { passthrough } => {
+                let options = SessionOptions {
+                    passthrough,
+                    read_only: self.access == Access::ReadOnly,
+                    ..SessionOptions::default()
+                };
+                self.session = Some(self.layers.mount_lamina(self.access, &options));
+            }
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A session unmounts itself. A failed test may have left files open: no waiting.
+        if self.session.take().is_none() {
+            let _ = unmount(self.layers.mountpoint(), UnmountFlags::DETACH);
+        }
+    }
+}
