@@ -12,7 +12,8 @@ use crate::types::{Attr, Caller, Entry, FileKind, Ino, SetTime, Timestamp};
 /// so that the sum of now and this never overflows.)
 pub(super) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// How long the kernel may remember attributes.
+/// How long the kernel may remember attributes that came from GETATTR or SETATTR: as long as the
+/// union stands for them.
 pub(super) fn attr_ttl(attr: &Attr) -> Duration {
     if attr.cacheable {
         FOREVER
