@@ -1,4 +1,7 @@
 //! The requests: each is decoded, put to the union, and answered.
+//!
+//! The file is long because fuser's trait has one method for each of FUSE's forty operations, most
+//! with a line for each argument; there is nothing to it but the list.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;

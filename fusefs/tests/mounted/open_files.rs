@@ -6,7 +6,7 @@
 //! kernel has bound his descriptor.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
@@ -207,4 +207,44 @@ fn an_old_handle_tells_the_length_that_it_reads() {
             },
         );
     }
+}
+
+#[test]
+fn a_file_that_was_copied_up_under_a_reader_is_a_file_like_any_other() {
+    each_system(
+        |layers| {
+            write(layers.bottom("dir/file"), "image");
+            fs::create_dir(layers.bottom("other")).unwrap();
+        },
+        |m| {
+            let number = stat(m.path("dir/file")).ino();
+            let old = File::open(m.path("dir/file")).unwrap();
+            append(m.path("dir/file"), "!");
+            let new = open_rw(m.path("dir/file"));
+            fs::rename(m.path("dir/file"), m.path("other/moved")).unwrap();
+            fs::hard_link(m.path("other/moved"), m.path("dir/link")).unwrap();
+            append(m.path("dir/link"), "!");
+            assert_eq!(read(m.path("other/moved")), "image!!");
+            assert_eq!(read_open(&new), "image!!");
+            assert_eq!(read_open(&old), seen_by_old(m, "image", "image!!"));
+            for (name, links) in [("other/moved", 2), ("dir/link", 2)] {
+                let meta = stat(m.path(name));
+                assert_eq!((meta.ino(), meta.nlink()), (number, links), "{name}");
+            }
+            fs::remove_file(m.path("other/moved")).unwrap();
+            fs::remove_file(m.path("dir/link")).unwrap();
+            new.write_all_at(b"I", 0).unwrap();
+            assert_eq!(read_open(&new), "Image!!");
+            assert_eq!(new.metadata().unwrap().nlink(), 0);
+            assert_eq!(read_open(&old), seen_by_old(m, "image", "Image!!"));
+            assert!(!crate::tools::exists(m.path("dir/file")));
+            // The name is free, and what takes it is another file.
+            write(m.path("dir/file"), "another");
+            assert_eq!(read(m.path("dir/file")), "another");
+            assert_ne!(stat(m.path("dir/file")).ino(), number);
+            drop((old, new));
+            m.remount();
+            assert_eq!(read(m.path("dir/file")), "another");
+        },
+    );
 }

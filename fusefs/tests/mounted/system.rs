@@ -5,7 +5,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lamina_fusefs::image::Image;
 use lamina_fusefs::layer::{DirLayer, Layer};
@@ -13,6 +14,7 @@ use lamina_fusefs::session::{Session, SessionOptions};
 use lamina_fusefs::union::Union;
 use lamina_fusefs::upper::Upper;
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
@@ -196,26 +198,44 @@ impl Layers {
 
     /// Serves the layers by the kernel.
     pub(crate) fn mount_overlay(&self, access: Access, options: &[(&str, &str)]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.try_mount_overlay(access, options) {
+                Ok(()) => return,
+                // The last mount of the upper is gone from the tree, and nearly from the kernel.
+                Err(Errno::BUSY) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(error) => panic!("mount overlay: {error}"),
+            }
+        }
+    }
+
+    fn try_mount_overlay(
+        &self,
+        access: Access,
+        options: &[(&str, &str)],
+    ) -> rustix::io::Result<()> {
         // fsconfig, because 128 layers don't fit into the one page that mount(2) takes.
-        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         for lower in &self.lowers {
-            fsconfig_set_string(&context, "lowerdir+", lower).unwrap();
+            fsconfig_set_string(&context, "lowerdir+", lower)?;
         }
         match access {
-            Access::ReadOnly => fsconfig_set_flag(&context, "ro").unwrap(),
+            Access::ReadOnly => fsconfig_set_flag(&context, "ro")?,
             Access::Write => {
-                fsconfig_set_string(&context, "upperdir", self.upper()).unwrap();
-                fsconfig_set_string(&context, "workdir", self.work()).unwrap();
+                fsconfig_set_string(&context, "upperdir", self.upper())?;
+                fsconfig_set_string(&context, "workdir", self.work())?;
             }
         }
         for (key, value) in options {
-            fsconfig_set_string(&context, *key, *value).unwrap();
+            fsconfig_set_string(&context, *key, *value)?;
         }
-        fsconfig_create(&context).unwrap();
+        fsconfig_create(&context)?;
         let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-        let mount = fsmount(&context, flags, MountAttrFlags::empty()).unwrap();
+        let mount = fsmount(&context, flags, MountAttrFlags::empty())?;
         let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&mount, "", CWD, self.mountpoint(), from).unwrap();
+        move_mount(&mount, "", CWD, self.mountpoint(), from)
     }
 }
 
