@@ -2,11 +2,9 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::system::{Access, Layers, Mounted, System, each_system, each_system_over};
 use crate::tools::{
@@ -140,21 +138,11 @@ fn without_an_upper_nothing_can_change() {
     }
 }
 
-/// Detaches a mount at the end of a test, also of a failed one.
-struct Detach(PathBuf);
-
-impl Drop for Detach {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn kernel_overlayfs_stands_on_our_image() {
     each_lamina_image(|lamina| {
-        let above = Layers::new(1);
-        mount_bind(lamina.path(""), &above.lowers()[0]).unwrap();
-        let _bound = Detach(above.lowers()[0].clone());
+        let mut above = Layers::new(1);
+        above.bind_top(&lamina.path(""));
         let m = Mounted::new(System::Overlayfs, above, Access::Write);
         assert_eq!(read(m.path("data")), "data");
         let open = File::open(m.path("dir/a")).unwrap();
@@ -189,9 +177,8 @@ fn layers_on_a_stacked_file_system_are_read_without_passthrough() {
     let below = Layers::new(2);
     image(&below);
     let below = Mounted::new(System::Overlayfs, below, Access::ReadOnly);
-    let layers = Layers::new(1);
-    mount_bind(below.path(""), &layers.lowers()[0]).unwrap();
-    let _bound = Detach(layers.lowers()[0].clone());
+    let mut layers = Layers::new(1);
+    layers.bind_top(&below.path(""));
     let m = Mounted::new(system, layers, Access::Write);
     // The kernel refuses to stack so high (ELOOP): these come through us, files of the upper
     // don't, and an image file changes from the one to the other when it is copied up.

@@ -17,7 +17,7 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_bind, move_mount, unmount,
 };
 
 /// How long a mount may stay busy after a test.
@@ -105,6 +105,8 @@ pub(crate) enum Access {
 pub(crate) struct Layers {
     dir: tempfile::TempDir,
     lowers: Vec<PathBuf>,
+    /// Mounts inside `dir`, to be detached before it is removed.
+    bound: Vec<PathBuf>,
 }
 
 impl Layers {
@@ -125,6 +127,7 @@ impl Layers {
             lowers: (0..count)
                 .map(|layer| dir.path().join(format!("l{layer}")))
                 .collect(),
+            bound: Vec::new(),
             dir,
         };
         // Some tests act as another user, who has to get in.
@@ -143,6 +146,12 @@ impl Layers {
     /// All layers, the topmost first.
     pub(crate) fn lowers(&self) -> &[PathBuf] {
         &self.lowers
+    }
+
+    /// Puts another tree in the place of the topmost layer.
+    pub(crate) fn bind_top(&mut self, tree: &Path) {
+        mount_bind(tree, &self.lowers[0]).unwrap();
+        self.bound.push(self.lowers[0].clone());
     }
 
     /// A path in the topmost layer.
@@ -236,6 +245,14 @@ impl Layers {
         let mount = fsmount(&context, flags, MountAttrFlags::empty())?;
         let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&mount, "", CWD, self.mountpoint(), from)
+    }
+}
+
+impl Drop for Layers {
+    fn drop(&mut self) {
+        for bound in &self.bound {
+            let _ = unmount(bound, UnmountFlags::DETACH);
+        }
     }
 }
 
