@@ -219,3 +219,6 @@ fn check_name(name: &OsStr) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
