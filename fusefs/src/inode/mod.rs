@@ -75,6 +75,9 @@ pub(crate) struct State {
     pub(crate) backing: Weak<Backing>,
     /// The node that took over when the file was copied up under open handles.
     pub(crate) successor: Option<Arc<Node>>,
+    /// The node that this one took over from, as long as the client or a handle holds it: what is
+    /// changed through it changes this one too.
+    pub(crate) predecessor: Weak<Node>,
     /// For an upper directory: whether it has the impure mark, once known.
     pub(crate) impure: Option<bool>,
 }
@@ -130,6 +133,11 @@ impl Node {
 
     pub(crate) fn is_dir(&self) -> bool {
         self.kind == FileKind::Directory
+    }
+
+    /// Whether somebody still knows the file by another node too.
+    pub(crate) fn has_predecessor(&self) -> bool {
+        self.state.lock().predecessor.strong_count() > 0
     }
 
     /// Whether the upper has it.

@@ -23,7 +23,7 @@ impl Union {
         let asked = self.node(node)?;
         let _names = self.names.read();
         let attr = self.attr(&asked.current())?;
-        Ok(finish(&asked, attr))
+        self.as_seen_by(&asked, attr)
     }
 
     /// Changes attributes. A change of size by a caller without privilege clears setuid and
@@ -57,7 +57,19 @@ impl Union {
             place.utimens(change.atime, change.mtime)?;
         }
         let attr = self.attr(&node)?;
-        Ok(finish(&asked, attr))
+        self.as_seen_by(&asked, attr)
+    }
+
+    /// Attributes for the node that was asked about. A superseded one is only known by handles
+    /// that read the image's file: its length is theirs.
+    fn as_seen_by(&self, asked: &Node, mut attr: Attr) -> Result<Attr> {
+        if asked.is_superseded()
+            && let Some(id) = asked.image()
+        {
+            let image = self.image.attr(id)?;
+            (attr.size, attr.blocks) = (image.size, image.blocks);
+        }
+        Ok(finish(asked, attr))
     }
 
     /// The target of a symbolic link.

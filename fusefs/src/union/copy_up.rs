@@ -112,6 +112,10 @@ impl Union {
             state.backing = Weak::new();
             return Ok(Arc::clone(node));
         }
+        let after = State {
+            predecessor: Arc::downgrade(node),
+            ..after
+        };
         let successor = self.nodes.succeed(node, after);
         state.names.clear();
         state.successor = Some(Arc::clone(&successor));

@@ -232,6 +232,6 @@ pub(super) fn union_nlink(place: &Place, stat: &Stat) -> Result<u32> {
 pub(super) fn finish(node: &Node, mut attr: Attr) -> Attr {
     let set_id = attr.kind == FileKind::Regular && attr.perm & 0o6000 != 0;
     let linked = attr.kind != FileKind::Directory && attr.nlink > 1;
-    attr.cacheable = !set_id && !linked && !node.is_superseded();
+    attr.cacheable = !set_id && !linked && !node.is_superseded() && !node.has_predecessor();
     attr
 }
