@@ -1,1 +1,82 @@
-//! containerd APIs.
+//! The gRPC APIs that Lamina serves, as Rust types, servers and clients.
+//!
+//! The modules are generated at build time from the files in `protos/` and follow the names of
+//! the protobuf packages, so that [`containerd::services::snapshots::v1`] is the package
+//! `containerd.services.snapshots.v1`. Beside them stand the few conversions from plain types,
+//! and nothing else: no rule of containerd's is decided here.
+
+pub use prost_types::{FieldMask, Timestamp};
+pub use tonic;
+
+/// containerd's packages.
+pub mod containerd {
+    /// The services that containerd calls.
+    pub mod services {
+        /// The snapshots service.
+        pub mod snapshots {
+            /// Version 1, spoken by containerd 1.x and 2.x.
+            #[allow(missing_docs, clippy::pedantic)]
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.snapshots.v1");
+            }
+        }
+    }
+
+    /// The types that several services share.
+    #[allow(missing_docs, clippy::pedantic)]
+    pub mod types {
+        tonic::include_proto!("containerd.types");
+    }
+}
+
+/// Lamina's own package.
+pub mod lamina {
+    /// Version 1.
+    #[allow(missing_docs, clippy::pedantic)]
+    pub mod v1 {
+        tonic::include_proto!("lamina.v1");
+    }
+}
+
+/// Seconds and nanoseconds since the epoch as protobuf's timestamp. Nanoseconds that no clock can
+/// show (a second or more) become the last one of that second.
+pub fn timestamp(secs: i64, nanos: u32) -> Timestamp {
+    let nanos = i32::try_from(nanos.min(999_999_999)).unwrap_or(999_999_999);
+    Timestamp {
+        seconds: secs,
+        nanos,
+    }
+}
+
+/// A mount of the container runtime: what `mount(8)` would be told.
+pub fn mount(kind: &str, source: String, options: Vec<String>) -> containerd::types::Mount {
+    containerd::types::Mount {
+        r#type: kind.to_owned(),
+        source,
+        target: String::new(),
+        options,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_keeps_its_nanoseconds() {
+        let sent = timestamp(-2, 123_456_789);
+        assert_eq!((sent.seconds, sent.nanos), (-2, 123_456_789));
+    }
+
+    #[test]
+    fn nanoseconds_never_reach_the_next_second() {
+        assert_eq!(timestamp(0, u32::MAX).nanos, 999_999_999);
+    }
+
+    #[test]
+    fn a_mount_keeps_containerds_field_numbers() {
+        use prost::Message as _;
+        let bytes = mount("bind", "/a".to_owned(), vec!["ro".to_owned()]).encode_to_vec();
+        assert_eq!(bytes, b"\x0a\x04bind\x12\x02/a\x22\x02ro");
+    }
+}

@@ -1,1 +1,36 @@
-//! The snapshotter.
+//! The containerd snapshotter: ten verbs over a crash-safe store, and a FUSE mount for each
+//! snapshot that is in use.
+//!
+//! The modules, in the order in which a call flows:
+//!
+//! - [`daemon`] opens a root directory and serves it on a socket.
+//! - `service` takes gRPC in and gives gRPC out; nothing else knows gRPC.
+//! - [`snapshots`] is the verbs, in the order of containerd's API.
+//! - [`filter`] reads the filters of `List`.
+//! - [`store`] remembers the snapshots; [`store::layout`] is every path below the root.
+//! - [`mounts`] turns a record into what containerd is told to mount.
+//! - [`serve`] keeps the running sessions; `chains` shares one image among them.
+//! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
+//!   `dirs` makes and discards the directories of one snapshot.
+//! - [`check`] and [`status`] are what a person asks.
+//! - [`error`] is what can go wrong, and the one map to gRPC's codes.
+
+mod busy;
+mod chains;
+pub mod check;
+mod cleanup;
+pub mod daemon;
+mod dirs;
+pub mod error;
+pub mod filter;
+pub mod mounts;
+pub mod recover;
+pub mod root;
+pub mod serve;
+mod service;
+pub mod snapshots;
+pub mod status;
+pub mod store;
+pub mod usage;
+
+pub use error::{Error, Result};

@@ -1,0 +1,116 @@
+//! `lamina serve`: configuration, logging and signals around the daemon.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use lamina_snapshotter::config::{Config, LogFormat};
+use lamina_snapshotter::daemon::{self, ServeOptions};
+use sd_notify::NotifyState;
+
+use super::{PlaceArgs, logging, signals};
+
+const EXAMPLES: &str = "Examples:
+  lamina serve
+  lamina serve --root /srv/lamina --address /run/lamina/second.sock --log-level debug
+  LAMINA_LOG_FORMAT=json lamina serve --config ./lamina.toml
+
+Flags override the environment, and that overrides the configuration file
+(`lamina config default` prints one). SIGTERM and ctrl-C stop the daemon.";
+
+/// Arguments of `lamina serve`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Threads that serve one mount [default: 2]
+    #[arg(long, value_name = "N", env = "LAMINA_THREADS")]
+    threads: Option<usize>,
+    /// Let the kernel read and write regular files by itself where it can [default: true]
+    #[arg(long, value_name = "BOOL", env = "LAMINA_PASSTHROUGH")]
+    passthrough: Option<bool>,
+    /// error, warn, info, debug or trace, or directives [default: info]
+    #[arg(long, value_name = "LEVEL", env = "LAMINA_LOG_LEVEL")]
+    log_level: Option<String>,
+    /// How log lines look [default: text]
+    #[arg(long, value_name = "FORMAT", env = "LAMINA_LOG_FORMAT")]
+    log_format: Option<Format>,
+}
+
+/// The formats of a log line, as the command line names them.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+impl ServeArgs {
+    fn load(&self) -> Result<Config> {
+        let mut config = Config::load(self.place.config.as_deref())?;
+        self.place.apply(&mut config);
+        if let Some(threads) = self.threads {
+            config.threads = threads;
+        }
+        if let Some(passthrough) = self.passthrough {
+            config.passthrough = passthrough;
+        }
+        if let Some(level) = &self.log_level {
+            config.log.level.clone_from(level);
+        }
+        if let Some(format) = self.log_format {
+            config.log.format = match format {
+                Format::Text => LogFormat::Text,
+                Format::Json => LogFormat::Json,
+            };
+        }
+        config.validate("command line or environment".as_ref())?;
+        Ok(config)
+    }
+}
+
+/// Runs the command: ends when a signal says so, or when serving is impossible.
+pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
+    let config = args.load()?;
+    logging::init(&config.log.level, config.log.format)?;
+    let options = ServeOptions {
+        root: config.root,
+        address: config.address,
+        threads: config.threads,
+        passthrough: config.passthrough,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let stop = signals::stop()?;
+        let shutdown = async {
+            let signal = stop.await;
+            tracing::info!(signal, "stopping");
+            notify(&[NotifyState::Stopping]);
+        };
+        daemon::serve(options, ready, shutdown).await?;
+        tracing::info!("stopped");
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Says that the socket answers, in the log and to systemd.
+fn ready(options: &ServeOptions) {
+    let (root, address) = (options.root.display(), options.address.display());
+    tracing::info!(%root, %address, version = env!("CARGO_PKG_VERSION"), "ready");
+    notify(&[
+        NotifyState::Ready,
+        NotifyState::Status(&format!("serving {root} on {address}")),
+    ]);
+}
+
+/// Tells systemd, if it wants to know.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "cannot notify systemd");
+    }
+}

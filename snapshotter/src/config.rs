@@ -1,0 +1,356 @@
+//! The configuration: a TOML file, and what stands in its place when there is none.
+//!
+//! Whoever starts the daemon may say the same thing three times: the file is overridden by the
+//! environment, and that by the command line. This module knows the file; the command line (and,
+//! through it, the environment) is applied on top by the `lamina` command.
+//!
+//! A key that nobody knows is an error, never a remark in a log: a misspelt `adress` would
+//! otherwise be a daemon that listens somewhere else than its owner thinks.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration file is looked for when nobody names one.
+pub const DEFAULT_PATH: &str = "/etc/lamina/config.toml";
+
+/// The most threads that one mount may be given.
+pub const MAX_THREADS: usize = 64;
+
+/// The whole configuration. The text that [`Config::commented`] gives explains each field.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where snapshots and their metadata live.
+    pub root: PathBuf,
+    /// The Unix socket on which containerd finds the snapshotter.
+    pub address: PathBuf,
+    /// Threads that serve one mount.
+    pub threads: usize,
+    /// Let the kernel read and write regular files by itself where it can.
+    pub passthrough: bool,
+    /// What is logged, and how.
+    pub log: LogConfig,
+}
+
+/// The `[log]` table.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`), or directives for single modules.
+    pub level: String,
+    /// Lines for people or for programs.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line of text for each event.
+    Text,
+    /// One JSON object for each event.
+    Json,
+}
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The text is not TOML, or a value has the wrong type.
+    #[error("{}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says, with the line.
+        message: String,
+    },
+    /// A key that no version of Lamina up to this one knows.
+    #[error("{}: unknown key `{key}`{}", path.display(), Suggestion(nearest.as_deref()))]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key with the tables around it: `log.levle`.
+        key: String,
+        /// The known key that is most like it.
+        nearest: Option<String>,
+    },
+    /// A value of the right type that makes no sense.
+    #[error("{}: `{key}` {problem}", path.display())]
+    Value {
+        /// The file, or whatever else said so.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong with its value.
+        problem: String,
+    },
+}
+
+/// The end of a sentence that says what may have been meant.
+struct Suggestion<'a>(Option<&'a str>);
+
+impl fmt::Display for Suggestion<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(key) => write!(f, " (did you mean `{key}`?)"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("/var/lib/lamina"),
+            address: PathBuf::from("/run/lamina/lamina.sock"),
+            threads: 2,
+            passthrough: true,
+            log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `path`, or, if nobody named a file, [`DEFAULT_PATH`] when it exists.
+    pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+        let (path, optional) = match path {
+            Some(path) => (path, false),
+            None => (Path::new(DEFAULT_PATH), true),
+        };
+        match fs::read_to_string(path) {
+            Ok(text) => Config::parse(&text, path),
+            Err(error) if optional && error.kind() == io::ErrorKind::NotFound => {
+                Ok(Config::default())
+            }
+            Err(source) => Err(ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Parses the text of a configuration file; `path` is its name in errors.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let syntax = |error: toml::de::Error| ConfigError::Syntax {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        };
+        let table: toml::Table = toml::from_str(text).map_err(syntax)?;
+        let known = known_keys();
+        if let Some(key) = first_unknown("", &table, &known) {
+            return Err(ConfigError::UnknownKey {
+                path: path.to_owned(),
+                nearest: nearest(&key, &known),
+                key,
+            });
+        }
+        let config: Config = toml::from_str(text).map_err(syntax)?;
+        config.validate(path)?;
+        Ok(config)
+    }
+
+    /// Checks what types can't say; `origin` is who gave the values, for the error.
+    pub fn validate(&self, origin: &Path) -> Result<(), ConfigError> {
+        let wrong = |key, problem: String| {
+            Err(ConfigError::Value {
+                path: origin.to_owned(),
+                key,
+                problem,
+            })
+        };
+        for (key, value) in [("root", &self.root), ("address", &self.address)] {
+            if !value.is_absolute() {
+                let shown = value.display();
+                return wrong(key, format!("must be an absolute path, not `{shown}`"));
+            }
+        }
+        if !(1..=MAX_THREADS).contains(&self.threads) {
+            let threads = self.threads;
+            return wrong(
+                "threads",
+                format!("must be between 1 and {MAX_THREADS}, not {threads}"),
+            );
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
+            let level = &self.log.level;
+            return wrong("log.level", format!("can't be `{level}`: {error}"));
+        }
+        Ok(())
+    }
+
+    /// The defaults as a file to begin with: each key explained, and parsing back to the defaults.
+    pub fn commented() -> &'static str {
+        COMMENTED
+    }
+}
+
+/// All keys, with the tables around them, as the defaults have them.
+fn known_keys() -> Vec<String> {
+    fn collect(prefix: &str, table: &toml::Table, keys: &mut Vec<String>) {
+        for (name, value) in table {
+            let key = format!("{prefix}{name}");
+            if let toml::Value::Table(inner) = value {
+                collect(&format!("{key}."), inner, keys);
+            }
+            keys.push(key);
+        }
+    }
+    let mut keys = Vec::new();
+    if let Ok(table) = toml::Table::try_from(Config::default()) {
+        collect("", &table, &mut keys);
+    }
+    keys
+}
+
+/// The first key of `table` that is not among `known`, with the tables around it.
+fn first_unknown(prefix: &str, table: &toml::Table, known: &[String]) -> Option<String> {
+    table.iter().find_map(|(name, value)| {
+        let key = format!("{prefix}{name}");
+        if !known.contains(&key) {
+            return Some(key);
+        }
+        let inner = value.as_table()?;
+        first_unknown(&format!("{key}."), inner, known)
+    })
+}
+
+/// The known key that is most like `key`: the whole of it, or its last part in another table.
+fn nearest(key: &str, known: &[String]) -> Option<String> {
+    let last = |key: &str| {
+        key.rsplit('.')
+            .next()
+            .map(str::to_owned)
+            .unwrap_or_default()
+    };
+    known
+        .iter()
+        .map(|candidate| {
+            let whole = strsim::jaro_winkler(key, candidate);
+            let part = strsim::jaro_winkler(&last(key), &last(candidate));
+            (whole.max(part), candidate)
+        })
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate.clone())
+}
+
+const COMMENTED: &str = r#"# Configuration of `lamina serve`, usually /etc/lamina/config.toml.
+# Every value here is the default. The environment (LAMINA_ROOT, LAMINA_ADDRESS, LAMINA_THREADS,
+# LAMINA_PASSTHROUGH, LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and flags override
+# both. A key that Lamina does not know is an error.
+
+# Where snapshots and their metadata live: a file system with xattrs (ext4, xfs, btrfs), and a
+# directory that only root can enter.
+root = "/var/lib/lamina"
+
+# The Unix socket on which containerd finds the snapshotter.
+address = "/run/lamina/lamina.sock"
+
+# Threads that serve one mount, 1 to 64.
+threads = 2
+
+# Let the kernel read and write regular files by itself, where it can (Linux 6.9 and newer).
+passthrough = true
+
+[log]
+# error, warn, info, debug or trace; or directives for single modules:
+# "info,lamina_fusefs=debug".
+level = "info"
+
+# "text" for people, "json" for programs.
+format = "text"
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/etc/lamina/config.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_commented_file_is_the_defaults_and_names_every_key() {
+        assert_eq!(parse(Config::commented()).unwrap(), Config::default());
+        let table: toml::Table = toml::from_str(Config::commented()).unwrap();
+        assert_eq!(table, toml::Table::try_from(Config::default()).unwrap());
+    }
+
+    #[test]
+    fn a_part_of_the_keys_leaves_the_others_as_they_are() {
+        let config = parse("threads = 4\n[log]\nformat = \"json\"\n").unwrap();
+        assert_eq!(config.threads, 4);
+        assert_eq!(config.log.format, LogFormat::Json);
+        assert_eq!(config.log.level, "info");
+        assert_eq!(config.root, Config::default().root);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_file_and_the_nearest_key() {
+        for (text, key, nearest) in [
+            ("adress = \"/x\"", "adress", "address"),
+            ("[log]\nlevle = \"info\"", "log.levle", "log.level"),
+            ("level = \"info\"", "level", "log.level"),
+            ("[logs]\nlevel = \"info\"", "logs", "log"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("/etc/lamina/config.toml: unknown key `{key}` (did you mean `{nearest}`?)")
+            );
+        }
+        let error = parse("quux = 1").unwrap_err().to_string();
+        assert_eq!(error, "/etc/lamina/config.toml: unknown key `quux`");
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_file_and_key() {
+        for (text, wanted) in [
+            ("threads = 0", "`threads` must be between 1 and 64, not 0"),
+            (
+                "root = \"lib\"",
+                "`root` must be an absolute path, not `lib`",
+            ),
+            ("threads = \"two\"", "threads = \"two\""),
+            ("log = 3", "log = 3"),
+            ("[log]\nformat = \"xml\"", "format = \"xml\""),
+            ("[log]\nlevel = \"a=b=c\"", "`log.level` can't be `a=b=c`"),
+            ("threads = ", "line 1"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.starts_with("/etc/lamina/config.toml: "), "{error}");
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_exist() {
+        let error = Config::load(Some(Path::new("/nonexistent/lamina.toml"))).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/lamina.toml"));
+    }
+}

@@ -1,0 +1,192 @@
+//! The daemon: opens a root directory, serves it on a socket, and leaves both in order.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+
+use crate::error::{Error, Result};
+use crate::recover::Report;
+use crate::root;
+use crate::serve::{FuseMounter, Mounter};
+use crate::service;
+use crate::snapshots::Snapshots;
+
+/// How long calls under way may take to end when the daemon stops.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Only root may speak to the socket: whoever does can mount anything.
+const SOCKET_MODE: u32 = 0o600;
+
+/// What the daemon is to do.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// The root directory. It is made if it is missing.
+    pub root: PathBuf,
+    /// The socket.
+    pub address: PathBuf,
+    /// Threads of each FUSE session.
+    pub threads: usize,
+    /// Whether files are passed through to the kernel where it can.
+    pub passthrough: bool,
+}
+
+/// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
+/// socket answers. Afterwards nothing is mounted, and the socket is gone.
+pub async fn serve(
+    options: ServeOptions,
+    ready: impl FnOnce(&ServeOptions) + Send,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<()> {
+    root::raise_descriptor_limit();
+    let mounter = Arc::new(FuseMounter::new(options.threads, options.passthrough));
+    serve_with(options, mounter, ready, shutdown).await
+}
+
+/// The same with another way to mount, for tests.
+#[doc(hidden)]
+pub async fn serve_with(
+    options: ServeOptions,
+    mounter: Arc<dyn Mounter>,
+    ready: impl FnOnce(&ServeOptions) + Send,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<()> {
+    // Before the root is touched: a second daemon must not disturb the first.
+    check_address(&options.address)?;
+    let root = options.root.clone();
+    let opened = blocking(move || Snapshots::open(&root, mounter)).await?;
+    let (snapshots, report) = opened?;
+    log(&report);
+    let snapshots = Arc::new(snapshots);
+    let socket = Socket::bind(&options.address);
+    let served = match socket {
+        Ok((socket, listener)) => {
+            ready(&options);
+            let served =
+                serve_until(Arc::clone(&snapshots), listener, &options.address, shutdown).await;
+            drop(socket);
+            served
+        }
+        Err(error) => Err(error),
+    };
+    blocking(move || snapshots.close()).await?;
+    served
+}
+
+/// Serves until `shutdown` is done, then waits for calls under way, but not for ever.
+async fn serve_until(
+    snapshots: Arc<Snapshots>,
+    listener: UnixListener,
+    address: &Path,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<()> {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let signal = async {
+        // An error means that the sender is gone, which is a signal too.
+        stopped.await.unwrap_or_default();
+    };
+    let mut serving = pin!(service::serve(snapshots, listener, address, signal));
+    tokio::select! {
+        served = &mut serving => return served,
+        () = shutdown => {}
+    }
+    drop(stop);
+    match tokio::time::timeout(GRACE, serving).await {
+        Ok(served) => served,
+        Err(_) => {
+            tracing::warn!("calls were still under way after {GRACE:?}; stopping without them");
+            Ok(())
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::Broken(error.to_string()))
+}
+
+fn log(report: &Report) {
+    for path in &report.detached {
+        tracing::info!(path = %path.display(), "detached a stale mount");
+    }
+    for path in &report.removed {
+        tracing::info!(path = %path.display(), "removed a leftover");
+    }
+    for (key, error) in &report.failed {
+        tracing::error!(key, %error, "a snapshot could not be mounted; asking for its mounts tries again");
+    }
+    tracing::info!(
+        mounted = report.mounted,
+        failed = report.failed.len(),
+        "the root is in order"
+    );
+}
+
+/// The socket's file; removed when it is dropped, unless another process has put its own there.
+struct Socket {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Socket {
+    /// Listens under a temporary name, closes the file to others, and only then gives it its
+    /// name: there is no moment in which others could connect.
+    fn bind(path: &Path) -> Result<(Socket, UnixListener)> {
+        check_address(path)?;
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
+        let new = PathBuf::from(new);
+        let bound = (|| -> io::Result<(Socket, UnixListener)> {
+            if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+                fs::create_dir_all(dir)?;
+            }
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = StdListener::bind(&new)?;
+            fs::set_permissions(&new, fs::Permissions::from_mode(SOCKET_MODE))?;
+            listener.set_nonblocking(true)?;
+            fs::rename(&new, path)?;
+            let meta = fs::symlink_metadata(path)?;
+            let socket = Socket {
+                path: path.to_owned(),
+                inode: (meta.dev(), meta.ino()),
+            };
+            Ok((socket, UnixListener::from_std(listener)?))
+        })();
+        bound.map_err(Error::io("cannot listen on", path))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+/// Refuses an address on which somebody answers, or that is not a socket. A stale socket is fine.
+fn check_address(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io("cannot look at", path)(error)),
+        Ok(meta) if !meta.file_type().is_socket() => Err(Error::NotASocket {
+            path: path.to_owned(),
+        }),
+        Ok(_) if UnixStream::connect(path).is_ok() => Err(Error::SocketInUse {
+            path: path.to_owned(),
+        }),
+        Ok(_) => Ok(()),
+    }
+}

@@ -1,0 +1,363 @@
+//! The running sessions: which union is mounted where, and for whom.
+//!
+//! A container's snapshot has a session of its own. Views of one chain share one read-only
+//! session, which ends with the last of them. What mounts is behind [`Mounter`], so that the
+//! verbs can be tested without a kernel.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lamina_fusefs::image::Image;
+use lamina_fusefs::layer::{DirLayer, Layer};
+use lamina_fusefs::session::{Session, SessionOptions};
+use lamina_fusefs::union::Union;
+use lamina_fusefs::upper::Upper;
+
+use crate::chains::Chains;
+use crate::error::{Error, Result};
+use crate::store::layout::Layout;
+
+/// How long a verb waits for the users of a mount that it detaches. They may be gone a moment
+/// after containerd's own unmount; one that stays is served until it goes, and not waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What is to be mounted.
+pub struct Plan<'a> {
+    /// The chain's snapshots with their directories, the topmost first.
+    pub chain: &'a [(u64, PathBuf)],
+    /// Upper and work directory; none for a read-only mount.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// The mount point, an existing directory.
+    pub at: &'a Path,
+}
+
+/// Mounts unions.
+pub trait Mounter: Send + Sync {
+    /// Mounts one; when this returns it answers.
+    fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>>;
+}
+
+/// A mounted union. Dropping it detaches the mount and does not wait.
+pub trait Running: Send {
+    /// Whether it is still served.
+    fn is_alive(&self) -> bool;
+    /// Detaches it and waits for its users; `false` if one stayed.
+    fn unmount(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool>;
+}
+
+/// The real thing: FUSE.
+pub struct FuseMounter {
+    /// Threads of each session.
+    pub threads: usize,
+    /// Whether files are passed through to the kernel where it can.
+    pub passthrough: bool,
+    images: Chains<Image>,
+}
+
+impl FuseMounter {
+    /// A mounter whose sessions have so many threads.
+    pub fn new(threads: usize, passthrough: bool) -> FuseMounter {
+        FuseMounter {
+            threads: threads.max(1),
+            passthrough,
+            images: Chains::new(),
+        }
+    }
+
+    fn image(&self, chain: &[(u64, PathBuf)]) -> lamina_fusefs::Result<Arc<Image>> {
+        let build = || {
+            let layers = chain.iter().map(|(_, fs)| {
+                let layer: Arc<dyn Layer> = Arc::new(DirLayer::open(fs)?);
+                Ok(layer)
+            });
+            Image::new(layers.collect::<lamina_fusefs::Result<_>>()?)
+        };
+        match chain.first() {
+            Some((top, _)) => self.images.get(*top, build),
+            None => build(),
+        }
+    }
+}
+
+impl Mounter for FuseMounter {
+    fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>> {
+        let image = self.image(plan.chain)?;
+        let upper = plan
+            .upper
+            .as_ref()
+            .map(|(fs, work)| Upper::open(fs, work))
+            .transpose()?;
+        let options = SessionOptions {
+            fsname: "lamina".to_owned(),
+            threads: self.threads,
+            read_only: upper.is_none(),
+            allow_other: true,
+            suid: true,
+            dev: true,
+            exec: true,
+            passthrough: self.passthrough,
+            extra: Vec::new(),
+        };
+        let union = Arc::new(Union::new(image, upper)?);
+        Ok(Box::new(Session::mount(union, plan.at, &options)?))
+    }
+}
+
+impl Running for Session {
+    fn is_alive(&self) -> bool {
+        Session::is_alive(self)
+    }
+
+    fn unmount(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool> {
+        Session::unmount(*self, patience)
+    }
+}
+
+/// The session that the views of one chain share.
+#[derive(Default)]
+struct Shared {
+    running: Option<Box<dyn Running>>,
+    views: HashSet<u64>,
+}
+
+/// All running sessions.
+pub struct Sessions {
+    layout: Layout,
+    mounter: Arc<dyn Mounter>,
+    /// Sessions of active snapshots, by snapshot. The caller makes sure that no two threads start
+    /// or stop the same one; the lock is never held while a mount is made or ended.
+    own: Mutex<HashMap<u64, Box<dyn Running>>>,
+    /// Sessions of views, by chain. Lock order: the table, and without it a slot.
+    shared: Mutex<HashMap<u64, Arc<Mutex<Shared>>>>,
+}
+
+impl Sessions {
+    /// No session yet.
+    pub fn new(layout: Layout, mounter: Arc<dyn Mounter>) -> Sessions {
+        Sessions {
+            layout,
+            mounter,
+            own: Mutex::default(),
+            shared: Mutex::default(),
+        }
+    }
+
+    /// Whether an active snapshot's session answers.
+    pub fn is_running(&self, id: u64) -> bool {
+        locked(&self.own)
+            .get(&id)
+            .is_some_and(|running| running.is_alive())
+    }
+
+    /// Starts the session of an active snapshot, unless it runs.
+    pub fn start(&self, id: u64, chain: &[u64]) -> Result<()> {
+        if self.is_running(id) {
+            return Ok(());
+        }
+        // One that died still sits on its mount point.
+        drop(locked(&self.own).remove(&id));
+        let upper = (self.layout.fs(id), self.layout.work(id));
+        let running = self.mount(id, chain, Some(upper))?;
+        locked(&self.own).insert(id, running);
+        Ok(())
+    }
+
+    /// Ends the session of an active snapshot, if there is one. When this returns its mount point
+    /// is free; `false` says that somebody still uses what was mounted there.
+    pub fn stop(&self, id: u64) -> bool {
+        let running = locked(&self.own).remove(&id);
+        let Some(running) = running else { return true };
+        let gone = running.unmount(PATIENCE).unwrap_or_else(|error| {
+            tracing::warn!(id, %error, "a session ended badly");
+            true
+        });
+        self.remove_mount_point(id);
+        gone
+    }
+
+    /// Makes `view` a user of the chain's read-only session, and starts that if it does not run.
+    pub fn start_view(&self, view: u64, chain: &[u64]) -> Result<()> {
+        let Some(&top) = chain.first() else {
+            return Ok(());
+        };
+        let slot = Arc::clone(locked(&self.shared).entry(top).or_default());
+        let mut shared = locked(&slot);
+        if !shared
+            .running
+            .as_ref()
+            .is_some_and(|running| running.is_alive())
+        {
+            shared.running = None;
+            shared.running = Some(self.mount(top, chain, None)?);
+        }
+        shared.views.insert(view);
+        Ok(())
+    }
+
+    /// Whether `view` has the chain's read-only session, and that answers.
+    pub fn is_viewed(&self, view: u64, top: u64) -> bool {
+        let Some(slot) = locked(&self.shared).get(&top).map(Arc::clone) else {
+            return false;
+        };
+        let shared = locked(&slot);
+        shared.views.contains(&view) && shared.running.as_ref().is_some_and(|run| run.is_alive())
+    }
+
+    /// Ends the use of a chain's session by `view`; the last one ends the session.
+    pub fn stop_view(&self, view: u64, top: u64) {
+        let Some(slot) = locked(&self.shared).get(&top).map(Arc::clone) else {
+            return;
+        };
+        let mut shared = locked(&slot);
+        if shared.views.remove(&view) && shared.views.is_empty() {
+            // Read-only: nothing is lost if somebody still looks at it, so nobody waits.
+            shared.running = None;
+            self.remove_mount_point(top);
+        }
+        drop(shared);
+        let mut table = locked(&self.shared);
+        // The table's reference and ours: nobody else is about to use the slot.
+        if Arc::strong_count(&slot) == 2 && locked(&slot).views.is_empty() {
+            table.remove(&top);
+        }
+    }
+
+    /// Ends everything, without waiting for anybody.
+    pub fn stop_all(&self) {
+        let own: Vec<_> = locked(&self.own).drain().collect();
+        let shared: Vec<_> = locked(&self.shared).drain().collect();
+        for (id, running) in own {
+            drop(running);
+            self.remove_mount_point(id);
+        }
+        for (top, slot) in shared {
+            locked(&slot).running = None;
+            self.remove_mount_point(top);
+        }
+    }
+
+    fn mount(
+        &self,
+        id: u64,
+        chain: &[u64],
+        upper: Option<(PathBuf, PathBuf)>,
+    ) -> Result<Box<dyn Running>> {
+        let at = self.layout.mount(id);
+        match fs::create_dir(&at) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("cannot create the mount point", &at)(error));
+            }
+            _ => {}
+        }
+        let chain: Vec<_> = chain.iter().map(|id| (*id, self.layout.fs(*id))).collect();
+        let mounted = self.mounter.mount(&Plan {
+            chain: &chain,
+            upper,
+            at: &at,
+        });
+        mounted.map_err(|source| {
+            self.remove_mount_point(id);
+            Error::Mount {
+                id,
+                path: at.clone(),
+                source,
+            }
+        })
+    }
+
+    fn remove_mount_point(&self, id: u64) {
+        let at = self.layout.mount(id);
+        if let Err(error) = fs::remove_dir(&at)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %at.display(), %error, "cannot remove a mount point");
+        }
+    }
+}
+
+fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A mounter that only notes what it would mount, for tests without a kernel.
+#[doc(hidden)]
+pub mod testing {
+    use std::collections::BTreeSet;
+    use std::io;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use super::{Mounter, Plan, Running, locked};
+
+    /// Notes mounts. Clones share the notes.
+    #[derive(Clone, Default)]
+    pub struct FakeMounter {
+        /// Mount points in use.
+        pub mounted: Arc<Mutex<BTreeSet<PathBuf>>>,
+        /// Whether the next mounts fail.
+        pub broken: Arc<AtomicBool>,
+        /// Whether somebody stays on a mount that is detached.
+        pub lingering: Arc<AtomicBool>,
+    }
+
+    impl FakeMounter {
+        /// The names of the mount points in use.
+        pub fn names(&self) -> Vec<String> {
+            let mounted = locked(&self.mounted);
+            let names = mounted.iter().filter_map(|path| path.file_name());
+            names
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect()
+        }
+    }
+
+    struct Fake {
+        at: PathBuf,
+        of: FakeMounter,
+    }
+
+    impl Mounter for FakeMounter {
+        fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>> {
+            if self.broken.load(Ordering::SeqCst) {
+                return Err(io::Error::other("the mounter is broken").into());
+            }
+            let dirs = plan.chain.iter().map(|(_, fs)| fs);
+            let upper = plan.upper.iter().flat_map(|(fs, work)| [fs, work]);
+            for dir in dirs.chain(upper) {
+                if !dir.is_dir() {
+                    return Err(lamina_fusefs::Error::NotFound);
+                }
+            }
+            // Two mounts on one place are a mistake that a kernel would hide.
+            if !locked(&self.mounted).insert(plan.at.to_owned()) {
+                return Err(lamina_fusefs::Error::Exists);
+            }
+            Ok(Box::new(Fake {
+                at: plan.at.to_owned(),
+                of: self.clone(),
+            }))
+        }
+    }
+
+    impl Running for Fake {
+        fn is_alive(&self) -> bool {
+            true
+        }
+
+        fn unmount(self: Box<Self>, _patience: Duration) -> lamina_fusefs::Result<bool> {
+            Ok(!self.of.lingering.load(Ordering::SeqCst))
+        }
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            locked(&self.of.mounted).remove(&self.at);
+        }
+    }
+}

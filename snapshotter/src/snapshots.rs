@@ -1,0 +1,399 @@
+//! The ten verbs, in the order of containerd's API.
+//!
+//! Every change has the same shape: make, sync, rename, commit to the store, delete. The store's
+//! transaction is the moment at which a verb happens; what comes before can be undone, and what
+//! comes after is repeated by the next cleanup or start ([`crate::recover`]).
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::busy::Busy;
+use crate::error::{Error, Result};
+use crate::filter::Filter;
+use crate::mounts::{self, Access, Mount};
+use crate::recover::{self, Report};
+use crate::root::{self, RootLock};
+use crate::serve::{Mounter, Sessions};
+use crate::status::SnapshotStatus;
+use crate::store::Store;
+use crate::store::layout::{Entry, Layout};
+use crate::store::records::{Info, Kind, Labels, Record, Usage};
+use crate::{cleanup, dirs, usage};
+
+/// The longest key, in bytes. containerd's are a few hundred bytes at most.
+const LONGEST_KEY: usize = 4096;
+
+/// The longest label with its value, in bytes: the limit of containerd's API.
+const LONGEST_LABEL: usize = 4096;
+
+/// How many snapshots `list` hands out at once.
+const PAGE: usize = 100;
+
+/// The snapshotter of one root directory.
+pub struct Snapshots {
+    layout: Layout,
+    store: Store,
+    sessions: Sessions,
+    busy: Busy,
+    /// Numbers of snapshots whose directories exist and which are not in the store yet.
+    making: Mutex<HashSet<u64>>,
+    _lock: RootLock,
+}
+
+impl Snapshots {
+    /// Opens a root directory, repairs what a crash left, and mounts what is in use.
+    pub fn open(root: &Path, mounter: Arc<dyn Mounter>) -> Result<(Snapshots, Report)> {
+        let layout = Layout::create(root)?;
+        let lock = RootLock::acquire(&layout)?;
+        root::probe(&layout)?;
+        let store = Store::open(&layout, greatest_id(&layout)?)?;
+        let detached = recover::clear_mounts(&layout)?;
+        let making = Mutex::default();
+        let removed = cleanup::run(&layout, &store, &making)?;
+        let sessions = Sessions::new(layout.clone(), mounter);
+        let busy = Busy::default();
+        let snapshots = Snapshots {
+            layout,
+            store,
+            sessions,
+            busy,
+            making,
+            _lock: lock,
+        };
+        let mut report = Report {
+            detached,
+            removed,
+            ..Report::default()
+        };
+        snapshots.mount_all(&mut report)?;
+        Ok((snapshots, report))
+    }
+
+    /// Makes a writable snapshot.
+    pub fn prepare(&self, key: &str, parent: &str, labels: &Labels) -> Result<Vec<Mount>> {
+        self.create(Kind::Active, key, parent, labels)
+    }
+
+    /// Makes a read-only look at a committed snapshot.
+    pub fn view(&self, key: &str, parent: &str, labels: &Labels) -> Result<Vec<Mount>> {
+        self.create(Kind::View, key, parent, labels)
+    }
+
+    /// The mounts of an active snapshot or a view; it is mounted first if it is not.
+    pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        let _held = self.busy.hold(&[key]);
+        let info = self.store.get(key)?;
+        let chain = self.store.chain_below(&info.record)?;
+        let access = mounts::access(&self.layout, key, &info.record, &chain);
+        let access = access.ok_or_else(|| Error::WrongKind {
+            verb: "mount",
+            key: key.to_owned(),
+            kind: info.record.kind,
+            needed: "active or a view",
+        })?;
+        self.start(&access, info.record.id, &chain)?;
+        Ok(mounts::mounts(&access))
+    }
+
+    /// Makes an active snapshot a committed one with a new name.
+    pub fn commit(&self, name: &str, key: &str, labels: &Labels) -> Result<()> {
+        check_key("name", name)?;
+        check_labels(labels)?;
+        let _held = self.busy.hold(&[key, name]);
+        let Record { id, .. } = self.store.committable(key, name)?;
+        let was_running = self.sessions.is_running(id);
+        if !self.sessions.stop(id) {
+            tracing::warn!(
+                key,
+                name,
+                "somebody still uses a snapshot that is being committed"
+            );
+        }
+        let committed = usage::measure(&self.layout.fs(id))
+            .and_then(|usage| dirs::sync_file_system(&self.layout, id).map(|()| usage))
+            .and_then(|usage| self.store.commit(key, name, usage, labels).map(drop));
+        let Err(error) = committed else { return Ok(()) };
+        // A transaction that failed while it was made durable may have happened.
+        if self.has_happened(name, id) == Some(true) {
+            return Ok(());
+        }
+        if was_running && let Err(error) = self.mounts_of_held(key) {
+            tracing::warn!(key, %error, "cannot mount a snapshot again that was not committed");
+        }
+        Err(error)
+    }
+
+    /// Removes a snapshot that has no children.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        let _held = self.busy.hold(&[key]);
+        let Info { record, .. } = self.store.get(key)?;
+        let chain = self.store.chain_below(&record)?;
+        if let Err(error) = self.store.remove(key) {
+            // As in `commit`: it may have happened all the same.
+            let happened =
+                matches!(error, Error::Store { .. }) && matches!(self.store.find(key), Ok(None));
+            if !happened {
+                return Err(error);
+            }
+        }
+        let access = mounts::access(&self.layout, key, &record, &chain);
+        self.stop(access.as_ref(), record.id);
+        dirs::discard(&self.layout, record.id);
+        Ok(())
+    }
+
+    /// What the store knows of a snapshot.
+    pub fn stat(&self, key: &str) -> Result<Info> {
+        self.store.get(key)
+    }
+
+    /// Changes labels: those that `paths` name, or all of them if it is empty.
+    pub fn update(&self, key: &str, labels: &Labels, paths: &[String]) -> Result<Info> {
+        check_labels(labels)?;
+        self.store.update(key, labels, paths)
+    }
+
+    /// Hands out the snapshots that match any of the filters, in pages.
+    pub fn list(
+        &self,
+        filters: &[String],
+        page: &mut dyn FnMut(Vec<Info>) -> Result<()>,
+    ) -> Result<()> {
+        let filter = Filter::parse(filters)?;
+        let mut found = Vec::new();
+        self.store.walk(&mut |info| {
+            if filter.matches(&info) {
+                found.push(info);
+            }
+            Ok(())
+        })?;
+        // After the transaction: a slow reader keeps no page of the store from being used again.
+        while !found.is_empty() {
+            let rest = found.split_off(found.len().min(PAGE));
+            page(std::mem::replace(&mut found, rest))?;
+        }
+        Ok(())
+    }
+
+    /// What a snapshot takes without its parents: measured while it is active, and as it was
+    /// committed after that.
+    pub fn usage(&self, key: &str) -> Result<Usage> {
+        let Info { record, .. } = self.store.get(key)?;
+        match record.kind {
+            Kind::Active => usage::measure(&self.layout.fs(record.id)),
+            Kind::View | Kind::Committed => Ok(record.usage),
+        }
+    }
+
+    /// Deletes what no snapshot refers to.
+    pub fn cleanup(&self) -> Result<()> {
+        let removed = cleanup::run(&self.layout, &self.store, &self.making)?;
+        if !removed.is_empty() {
+            tracing::info!(?removed, "cleanup removed leftovers");
+        }
+        Ok(())
+    }
+
+    /// Everything that a person asks of the snapshots, in the order of their keys.
+    pub fn status(&self) -> Result<Vec<SnapshotStatus>> {
+        let mut all = Vec::new();
+        self.store.walk(&mut |info| {
+            all.push(info);
+            Ok(())
+        })?;
+        Ok(all.into_iter().map(|info| self.status_of(info)).collect())
+    }
+
+    /// Detaches all mounts. The snapshots stay as they are, for the next start.
+    pub fn close(&self) {
+        self.sessions.stop_all();
+    }
+
+    fn status_of(&self, info: Info) -> SnapshotStatus {
+        let id = info.record.id;
+        let mut status = SnapshotStatus::of(&info);
+        // One that is removed this moment has no size and no mount.
+        if info.record.kind == Kind::Active
+            && let Ok(usage) = usage::measure(&self.layout.fs(id))
+        {
+            status.size_bytes = usage.size;
+            status.inodes = usage.inodes;
+        }
+        let chain = self.store.chain_below(&info.record).unwrap_or_default();
+        status.mount = match mounts::access(&self.layout, &info.key, &info.record, &chain) {
+            Some(Access::Union { at }) if self.sessions.is_running(id) => Some(at),
+            Some(Access::Shared { at, chain }) if self.sessions.is_viewed(id, chain) => Some(at),
+            _ => None,
+        };
+        status
+    }
+
+    fn create(&self, kind: Kind, key: &str, parent: &str, labels: &Labels) -> Result<Vec<Mount>> {
+        check_key("key", key)?;
+        check_labels(labels)?;
+        let _held = self.busy.hold(&[key]);
+        let chain = match parent {
+            "" => Vec::new(),
+            parent => self.store.parent(parent)?.1,
+        };
+        if self.store.find(key)?.is_some() {
+            return Err(Error::AlreadyExists {
+                key: key.to_owned(),
+            });
+        }
+        let id = self.store.allocate();
+        self.making().insert(id);
+        let answer = self.create_as(id, kind, key, parent, labels, &chain);
+        self.making().remove(&id);
+        answer
+    }
+
+    fn create_as(
+        &self,
+        id: u64,
+        kind: Kind,
+        key: &str,
+        parent: &str,
+        labels: &Labels,
+        chain: &[u64],
+    ) -> Result<Vec<Mount>> {
+        let parent = chain.first().map(|id| (parent, *id));
+        dirs::make(&self.layout, id, kind, chain.first().copied())?;
+        let access = access_of_new(&self.layout, id, kind, key, chain);
+        let made = self
+            .start(&access, id, chain)
+            .and_then(|()| self.store.create(id, kind, key, parent, labels));
+        let Err(error) = made else {
+            return Ok(mounts::mounts(&access));
+        };
+        // A transaction that failed while it was made durable may have happened.
+        match self.has_happened(key, id) {
+            Some(true) => return Ok(mounts::mounts(&access)),
+            Some(false) => {
+                self.stop(Some(&access), id);
+                dirs::discard(&self.layout, id);
+            }
+            // The store may know it: whatever is on the disk stays until the next start.
+            None => {}
+        }
+        Err(error)
+    }
+
+    /// Whether a transaction that failed gave this key to this snapshot all the same; `None` if
+    /// the store does not answer.
+    fn has_happened(&self, key: &str, id: u64) -> Option<bool> {
+        match self.store.find(key) {
+            Ok(found) => Some(found.is_some_and(|info| info.record.id == id)),
+            Err(error) => {
+                tracing::error!(key, %error, "cannot tell whether a transaction happened");
+                None
+            }
+        }
+    }
+
+    fn start(&self, access: &Access, id: u64, chain: &[u64]) -> Result<()> {
+        match access {
+            Access::Union { .. } => self.sessions.start(id, chain),
+            Access::Shared { .. } => self.sessions.start_view(id, chain),
+            Access::Directory { .. } | Access::Overlay { .. } => Ok(()),
+        }
+    }
+
+    fn stop(&self, access: Option<&Access>, id: u64) {
+        match access {
+            Some(Access::Union { .. }) => {
+                self.sessions.stop(id);
+            }
+            Some(Access::Shared { chain, .. }) => self.sessions.stop_view(id, *chain),
+            Some(Access::Directory { .. } | Access::Overlay { .. }) | None => {}
+        }
+    }
+
+    /// Mounts a snapshot again; the caller holds the key.
+    fn mounts_of_held(&self, key: &str) -> Result<()> {
+        let info = self.store.get(key)?;
+        let chain = self.store.chain_below(&info.record)?;
+        match mounts::access(&self.layout, key, &info.record, &chain) {
+            Some(access) => self.start(&access, info.record.id, &chain),
+            None => Ok(()),
+        }
+    }
+
+    fn mount_all(&self, report: &mut Report) -> Result<()> {
+        let mut keys = Vec::new();
+        self.store.walk(&mut |info| {
+            if info.record.kind != Kind::Committed {
+                keys.push(info.key);
+            }
+            Ok(())
+        })?;
+        for key in keys {
+            match self.mounts_of_held(&key) {
+                Ok(()) => report.mounted += 1,
+                Err(error) => report.failed.push((key, error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn making(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a snapshot that the store does not know yet will reach its user.
+fn access_of_new(layout: &Layout, id: u64, kind: Kind, key: &str, chain: &[u64]) -> Access {
+    let record = Record::unsaved(id, kind);
+    mounts::access(layout, key, &record, chain).unwrap_or(Access::Directory {
+        fs: layout.fs(id),
+        writable: false,
+    })
+}
+
+/// The greatest number that a directory on the disk has.
+fn greatest_id(layout: &Layout) -> Result<u64> {
+    let dir = layout.snapshots();
+    let mut greatest = 0;
+    for entry in fs::read_dir(&dir).map_err(Error::io("cannot list", &dir))? {
+        let name = entry.map_err(Error::io("cannot list", &dir))?.file_name();
+        if let Entry::Snapshot(id) = Layout::classify(&name) {
+            greatest = greatest.max(id);
+        }
+    }
+    Ok(greatest)
+}
+
+fn check_key(what: &'static str, key: &str) -> Result<()> {
+    let reason = if key.is_empty() {
+        "is empty: every snapshot needs one"
+    } else if key.len() > LONGEST_KEY {
+        "is longer than 4096 bytes"
+    } else if key.chars().any(char::is_control) {
+        "holds control characters"
+    } else {
+        return Ok(());
+    };
+    Err(Error::BadKey {
+        what,
+        key: key.to_owned(),
+        reason,
+    })
+}
+
+fn check_labels(labels: &Labels) -> Result<()> {
+    for (label, value) in labels {
+        let length = label.len() + value.len();
+        if length > LONGEST_LABEL {
+            return Err(Error::BadLabel {
+                label: label.clone(),
+                length,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,312 @@
+//! The verbs with a fake mounter: what is on the disk, mounted and in the store after each, after
+//! a failure in the middle, and after a crash.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::*;
+use crate::check::check;
+use crate::error::Code;
+use crate::serve::testing::FakeMounter;
+
+fn open(root: &Path) -> (Snapshots, FakeMounter, Report) {
+    let mounter = FakeMounter::default();
+    let (all, report) = Snapshots::open(root, Arc::new(mounter.clone())).expect("open");
+    (all, mounter, report)
+}
+
+fn none() -> Labels {
+    Labels::new()
+}
+
+fn layer(all: &Snapshots, name: &str, parent: &str) {
+    let key = format!("extract-1 {name}");
+    all.prepare(&key, parent, &none()).expect("prepare");
+    all.commit(name, &key, &none()).expect("commit");
+}
+
+fn whole(root: &Path) {
+    assert_eq!(check(root).expect("check"), []);
+}
+
+#[test]
+fn a_container_has_a_mount_for_as_long_as_it_is_active() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, mounter, _) = open(dir.path());
+    layer(&all, "base", "");
+    assert!(mounter.names().is_empty(), "unpacking needs no FUSE");
+    let mounts = all.prepare("run", "base", &none()).expect("prepare");
+    assert_eq!(mounter.names(), ["2"]);
+    assert_eq!(all.mounts("run").expect("mounts"), mounts);
+    all.commit("saved", "run", &none()).expect("commit");
+    assert!(mounter.names().is_empty());
+    assert!(!all.layout.mount(2).exists());
+    assert_eq!(
+        all.mounts("saved").expect_err("committed").code(),
+        Code::FailedPrecondition
+    );
+    all.remove("saved").expect("remove");
+    all.remove("base").expect("remove");
+    drop(all);
+    assert_eq!(
+        fs::read_dir(dir.path().join("snapshots"))
+            .expect("list")
+            .count(),
+        0
+    );
+    whole(dir.path());
+}
+
+#[test]
+fn views_of_a_chain_share_one_mount_until_the_last() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, mounter, _) = open(dir.path());
+    layer(&all, "base", "");
+    let first = all.view("v1", "base", &none()).expect("view");
+    assert_eq!(all.view("v2", "base", &none()).expect("view"), first);
+    assert_eq!(mounter.names(), ["1"]);
+    all.remove("v1").expect("remove");
+    assert_eq!(mounter.names(), ["1"]);
+    all.remove("v2").expect("remove");
+    assert!(mounter.names().is_empty());
+    assert_eq!(all.view("v3", "base", &none()).expect("view"), first);
+    all.view("v4", "", &none()).expect("a view of nothing");
+    assert_eq!(mounter.names(), ["1"]);
+}
+
+#[test]
+fn the_root_of_a_child_is_owned_like_its_parents() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    all.prepare("extract-a x", "", &none()).expect("prepare");
+    let upper = all.layout.fs(1);
+    assert_eq!(fs::metadata(&upper).expect("stat").mode() & 0o7777, 0o755);
+    std::os::unix::fs::chown(&upper, Some(1234), Some(5678)).expect("chown");
+    fs::set_permissions(&upper, fs::Permissions::from_mode(0o2750)).expect("chmod");
+    all.commit("base", "extract-a x", &none()).expect("commit");
+    all.prepare("run", "base", &none()).expect("prepare");
+    let meta = fs::metadata(all.layout.fs(2)).expect("stat");
+    assert_eq!(
+        (meta.uid(), meta.gid(), meta.mode() & 0o7777),
+        (1234, 5678, 0o2750)
+    );
+}
+
+#[test]
+fn keys_and_labels_are_checked() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    let (longest, longer) = ("k".repeat(4096), "k".repeat(4097));
+    for key in ["", "a\nb", "a\0", "a\u{85}", &longer] {
+        let error = all.prepare(key, "", &none()).expect_err("refused");
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.to_string().len() < 500, "{error}");
+    }
+    for key in ["default/7/a b/../../..", "../../etc", longest.as_str()] {
+        all.prepare(key, "", &none())
+            .unwrap_or_else(|error| panic!("{key}: {error}"));
+    }
+    assert_eq!(
+        all.commit("a\nb", &longest, &none())
+            .expect_err("name")
+            .code(),
+        Code::InvalidArgument
+    );
+    let long = Labels::from([("l".to_owned(), "v".repeat(4096))]);
+    assert_eq!(
+        all.prepare("x", "", &long).expect_err("label").code(),
+        Code::InvalidArgument
+    );
+    drop(all);
+    whole(dir.path());
+}
+
+#[test]
+fn a_failed_mount_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, mounter, _) = open(dir.path());
+    mounter.broken.store(true, Ordering::SeqCst);
+    let error = all.prepare("run", "", &none()).expect_err("broken");
+    assert!(matches!(error, Error::Mount { .. }), "{error}");
+    assert_eq!(all.stat("run").expect_err("undone").code(), Code::NotFound);
+    assert_eq!(
+        fs::read_dir(all.layout.snapshots()).expect("list").count(),
+        0
+    );
+    assert_eq!(fs::read_dir(all.layout.mounts()).expect("list").count(), 0);
+    mounter.broken.store(false, Ordering::SeqCst);
+    all.prepare("run", "", &none()).expect("the key is free");
+    drop(all);
+    whole(dir.path());
+}
+
+#[test]
+fn a_refused_commit_leaves_the_container_mounted() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, mounter, _) = open(dir.path());
+    all.prepare("run", "", &none()).expect("prepare");
+    // The layer can't be measured: the commit fails after the session was stopped.
+    fs::rename(all.layout.fs(1), all.layout.snapshot(1).join("hidden")).expect("hide");
+    all.commit("saved", "run", &none())
+        .expect_err("nothing to measure");
+    fs::rename(all.layout.snapshot(1).join("hidden"), all.layout.fs(1)).expect("show");
+    all.mounts("run").expect("mounted again");
+    assert_eq!(mounter.names(), ["1"]);
+    mounter.lingering.store(true, Ordering::SeqCst);
+    all.commit("saved", "run", &none())
+        .expect("somebody who stays does not block a commit");
+}
+
+#[test]
+fn a_restart_mounts_what_is_in_use_and_clears_the_rest() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    layer(&all, "base", "");
+    all.prepare("run", "base", &none()).expect("prepare");
+    all.prepare("lost", "base", &none()).expect("prepare");
+    all.view("look", "base", &none()).expect("view");
+    all.prepare("extract-2 y", "base", &none())
+        .expect("prepare");
+    let layout = all.layout.clone();
+    // As after kill -9: the mounts stay, and with them what verbs had half done.
+    drop(all);
+    fs::create_dir_all(layout.fs(99)).expect("a Prepare before its transaction");
+    fs::create_dir(layout.new_snapshot(100)).expect("a Prepare before its rename");
+    fs::create_dir_all(layout.trash(98)).expect("a Remove after its transaction");
+    fs::remove_dir_all(layout.snapshot(3)).expect("lose a directory");
+    let stale = layout.mount(42);
+    fs::create_dir_all(&stale).expect("mkdir");
+    mount("tmpfs", &stale, c"tmpfs", MountFlags::empty(), None).expect("mount");
+
+    let (all, mounter, report) = open(dir.path());
+    assert_eq!(mounter.names(), ["1", "2"]);
+    assert_eq!(report.detached, [stale]);
+    let mut removed = report.removed;
+    removed.sort();
+    assert_eq!(
+        removed,
+        [
+            layout.snapshot(99),
+            layout.new_snapshot(100),
+            layout.trash(98)
+        ]
+    );
+    assert_eq!(
+        report.mounted, 3,
+        "run, look, and the extract that needs no mount"
+    );
+    let failed: Vec<_> = report.failed.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(failed, ["lost"]);
+    all.remove("lost").expect("what is lost can be removed");
+    let id = all.store.allocate();
+    assert!(id > 99, "{id} was on the disk once");
+    drop(all);
+    whole(dir.path());
+}
+
+#[test]
+fn cleanup_removes_orphans_but_nothing_in_the_making() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    fs::create_dir_all(all.layout.fs(50)).expect("mkdir");
+    fs::create_dir_all(all.layout.fs(51)).expect("mkdir");
+    fs::create_dir_all(all.layout.new_snapshot(52)).expect("mkdir");
+    all.making().extend([51, 52]);
+    all.cleanup().expect("cleanup");
+    assert!(!all.layout.snapshot(50).exists());
+    assert!(all.layout.snapshot(51).exists());
+    assert!(all.layout.new_snapshot(52).exists());
+}
+
+/// A root on a file system of its own, small enough to fill.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount() -> Small {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let size = Some(c"size=16m");
+        mount("tmpfs", dir.path(), c"tmpfs", MountFlags::empty(), size).expect("mount a tmpfs");
+        Small(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes every byte that is left.
+    fn fill(&self) -> std::path::PathBuf {
+        let filler = self.path().join("filler");
+        for block in [1 << 20, 4096] {
+            let chunk = vec![0; block];
+            let mut file = fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&filler)
+                .expect("open");
+            while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
+        }
+        filler
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        unmount(self.path(), UnmountFlags::DETACH).expect("unmount");
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_so_and_leaves_nothing_behind() {
+    let disk = Small::mount();
+    let (all, mounter, _) = open(disk.path());
+    layer(&all, "base", "");
+    all.prepare("run", "base", &none()).expect("prepare");
+    let filler = disk.fill();
+    // The store may have pages left: use them up, until a verb meets the end of the disk.
+    let mut made = 0;
+    let refused = loop {
+        match all.prepare(
+            &format!("more {made} {}", "x".repeat(2000)),
+            "base",
+            &none(),
+        ) {
+            Ok(_) => made += 1,
+            Err(error) => break error,
+        }
+        assert!(made < 10_000, "the disk never fills");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    let on_disk = fs::read_dir(all.layout.snapshots()).expect("list").count();
+    assert_eq!(
+        on_disk,
+        2 + made,
+        "nothing is left of the one that was refused"
+    );
+    assert_eq!(mounter.names().len(), 1 + made);
+    fs::remove_file(filler).expect("make room");
+    all.prepare("after", "base", &none())
+        .expect("the store goes on once there is room");
+    all.commit("saved", "run", &none()).expect("commit");
+    all.remove("saved").expect("remove");
+    drop(all);
+    whole(disk.path());
+}
+
+#[test]
+fn verbs_on_one_key_wait_for_each_other() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    let held = all.busy.hold(&["run"]);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| all.prepare("run", "", &none()));
+        all.prepare("other", "", &none())
+            .expect("another key does not wait");
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waiting.is_finished());
+        drop(held);
+        waiting.join().expect("join").expect("prepare");
+    });
+}

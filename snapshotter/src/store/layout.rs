@@ -1,0 +1,209 @@
+//! Every path below the root directory.
+//!
+//! ```text
+//! <root>/                   0700: nobody but root reaches what is mounted below
+//!   lock                    held (flock) by the one process that may change the root
+//!   metadata.redb           the store
+//!   snapshots/              0700
+//!     <id>/fs               what the snapshot itself holds: a layer, or a container's upper
+//!     <id>/work             scratch space beside it, of active snapshots
+//!     new-<id>/             a snapshot that is being made
+//!     trash-<id>/           a snapshot that is being deleted
+//!   mounts/                 0700
+//!     <id>/                 where the union of an active snapshot is mounted, or, with the id of
+//!                           a committed snapshot, the read-only one that its views share
+//! ```
+//!
+//! Numbers alone choose a path: keys, names and labels come from outside and never do.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The mode of the root and of the directories in it.
+pub const PRIVATE: u32 = 0o700;
+
+/// A root directory and the names in it.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+/// What an entry of `snapshots/` is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Entry {
+    /// The directories of the snapshot with this number.
+    Snapshot(u64),
+    /// Left over from making or deleting one.
+    Temporary,
+    /// Nothing that Lamina makes.
+    Foreign,
+}
+
+impl Layout {
+    /// The layout below an existing directory. Its real path is taken, so that it can be compared
+    /// with what the kernel says in mountinfo.
+    pub fn of(root: &Path) -> Result<Layout> {
+        let real = root
+            .canonicalize()
+            .map_err(Error::io("cannot find the root directory", root))?;
+        let text = real.to_str().unwrap_or("\0");
+        // The paths of layers stand in overlayfs's `lowerdir=a:b,...`, which containerd takes apart.
+        if text.contains(|c: char| matches!(c, ':' | ',' | '\\') || c.is_control()) {
+            return Err(Error::BadRoot {
+                path: real.clone(),
+                reason:
+                    "its path must be UTF-8 without control characters and without any of : , \\"
+                        .to_owned(),
+            });
+        }
+        Ok(Layout { root: real })
+    }
+
+    /// Makes what is missing of the root and its directories, and closes them to other users.
+    pub fn create(root: &Path) -> Result<Layout> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(PRIVATE)
+            .create(root)
+            .map_err(Error::io("cannot create the root directory", root))?;
+        let layout = Layout::of(root)?;
+        for dir in layout.private() {
+            match fs::DirBuilder::new().mode(PRIVATE).create(&dir) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io("cannot create", &dir)(error)),
+            }
+            fs::set_permissions(&dir, fs::Permissions::from_mode(PRIVATE))
+                .map_err(Error::io("cannot set the mode of", &dir))?;
+        }
+        Ok(layout)
+    }
+
+    /// The root directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directories that nobody but root may enter.
+    pub fn private(&self) -> [PathBuf; 3] {
+        [self.root.clone(), self.snapshots(), self.mounts()]
+    }
+
+    /// The metadata store.
+    pub fn store(&self) -> PathBuf {
+        self.root.join("metadata.redb")
+    }
+
+    /// The store while it is made for the first time.
+    pub fn new_store(&self) -> PathBuf {
+        self.root.join("metadata.redb.new")
+    }
+
+    /// The lock file.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// A scratch directory, for probing what the file system can do.
+    pub fn probe(&self) -> PathBuf {
+        self.root.join("probe")
+    }
+
+    /// The directory of all snapshots.
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    /// The directory of one snapshot.
+    pub fn snapshot(&self, id: u64) -> PathBuf {
+        self.snapshots().join(id.to_string())
+    }
+
+    /// The files of one snapshot.
+    pub fn fs(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join("fs")
+    }
+
+    /// The work directory of one snapshot.
+    pub fn work(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join("work")
+    }
+
+    /// A snapshot that is being made.
+    pub fn new_snapshot(&self, id: u64) -> PathBuf {
+        self.snapshots().join(format!("new-{id}"))
+    }
+
+    /// A snapshot that is being deleted.
+    pub fn trash(&self, id: u64) -> PathBuf {
+        self.snapshots().join(format!("trash-{id}"))
+    }
+
+    /// The directory of all mount points.
+    pub fn mounts(&self) -> PathBuf {
+        self.root.join("mounts")
+    }
+
+    /// One mount point.
+    pub fn mount(&self, id: u64) -> PathBuf {
+        self.mounts().join(id.to_string())
+    }
+
+    /// What an entry of `snapshots/` or `mounts/` is, by its name.
+    pub fn classify(name: &OsStr) -> Entry {
+        let Some(name) = name.to_str() else {
+            return Entry::Foreign;
+        };
+        match name.parse::<u64>() {
+            // "007" and "+7" parse, but nothing of ours is called so.
+            Ok(id) if id.to_string() == name => Entry::Snapshot(id),
+            _ if name.starts_with("new-") || name.starts_with("trash-") => Entry::Temporary,
+            _ => Entry::Foreign,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart() {
+        for (name, entry) in [
+            ("1", Entry::Snapshot(1)),
+            ("18446744073709551615", Entry::Snapshot(u64::MAX)),
+            ("01", Entry::Foreign),
+            ("+1", Entry::Foreign),
+            ("new-3", Entry::Temporary),
+            ("trash-3", Entry::Temporary),
+            ("lost+found", Entry::Foreign),
+        ] {
+            assert_eq!(Layout::classify(OsStr::new(name)), entry, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_root_is_closed_even_if_it_was_open() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let layout = Layout::create(dir.path()).expect("create");
+        for dir in layout.private() {
+            let mode = fs::metadata(&dir).expect("stat").permissions().mode() & 0o7777;
+            assert_eq!(mode, PRIVATE, "{}", dir.display());
+        }
+    }
+
+    #[test]
+    fn a_path_that_overlayfs_would_misread_is_refused() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for name in ["a:b", "a,b", "a\\b", "a\nb"] {
+            let error = Layout::create(&dir.path().join(name)).expect_err(name);
+            assert!(matches!(error, Error::BadRoot { .. }), "{error}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The `lamina` command as its users meet it, as far as no mount is needed.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn lamina<S: AsRef<OsStr>>(args: &[S]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lamina"));
+    for name in [
+        "ROOT",
+        "ADDRESS",
+        "CONFIG",
+        "THREADS",
+        "PASSTHROUGH",
+        "LOG_LEVEL",
+    ] {
+        command.env_remove(format!("LAMINA_{name}"));
+    }
+    command.args(args).output().unwrap()
+}
+
+/// The standard output of a command that must succeed.
+fn output(args: &[&str]) -> String {
+    let output = lamina(args);
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The standard error of a command that must fail, and not by a panic.
+fn failure(args: &[&str]) -> String {
+    let output = lamina(args);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        matches!(output.status.code(), Some(1 | 2)),
+        "{args:?}: {text}"
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    text
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    for command in [
+        &[][..],
+        &["serve"],
+        &["mount"],
+        &["status"],
+        &["check"],
+        &["config"],
+        &["config", "default"],
+        &["config", "containerd"],
+        &["config", "systemd"],
+        &["completions"],
+    ] {
+        let text = output(&[command, &["--help"]].concat());
+        assert!(text.contains("Example"), "{command:?}: {text}");
+        assert!(text.contains("Usage: lamina"), "{command:?}: {text}");
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let version = format!("lamina {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(output(&["version"]), version);
+    assert_eq!(output(&["--version"]), version);
+    assert_eq!(output(&["mount", "-V"]), version);
+}
+
+#[test]
+fn completions_name_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(output(&["completions", shell]).contains("mount"), "{shell}");
+    }
+}
+
+#[test]
+fn the_default_configuration_can_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    fs::write(&file, output(&["config", "default"])).unwrap();
+    let text = output(&["config", "containerd", "--config", file.to_str().unwrap()]);
+    assert!(
+        text.contains("address = \"/run/lamina/lamina.sock\""),
+        "{text}"
+    );
+    assert!(text.contains("root = \"/var/lib/lamina\""), "{text}");
+}
+
+#[test]
+fn flags_override_the_environment_and_that_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    fs::write(&file, "root = \"/file\"\naddress = \"/file.sock\"").unwrap();
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_lamina"))
+            .args(["config", "containerd"])
+            .args(args)
+            .env("LAMINA_CONFIG", &file)
+            .env("LAMINA_ROOT", "/env")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = run(&[]);
+    assert!(text.contains("root = \"/env\"") && text.contains("address = \"/file.sock\""));
+    assert!(run(&["--root", "/flag"]).contains("root = \"/flag\""));
+}
+
+#[test]
+fn a_bad_configuration_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let path = file.to_str().unwrap();
+    for (text, wanted) in [
+        (
+            "adress = \"/x\"",
+            "unknown key `adress` (did you mean `address`?)",
+        ),
+        ("threads = 0", "`threads` must be between 1 and 64, not 0"),
+        ("threads = true", "threads = true"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let error = failure(&["serve", "--config", path]);
+        assert!(error.starts_with(&format!("lamina: {path}: ")), "{error}");
+        assert!(error.contains(wanted), "{error}");
+    }
+    let error = failure(&["serve", "--config", "/nonexistent/lamina.toml"]);
+    assert!(error.contains("/nonexistent/lamina.toml"), "{error}");
+    let error = failure(&["serve", "--threads", "99"]);
+    assert!(
+        error.contains("command line or environment: `threads`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn check_says_where_it_looked() {
+    let error = failure(&["check", "--root", "/nonexistent/lamina"]);
+    assert_eq!(
+        error,
+        "lamina: there is no Lamina root at /nonexistent/lamina\n"
+    );
+}
+
+#[test]
+fn mount_warns_about_options_and_fails_for_directories() {
+    let dir = tempfile::tempdir().unwrap();
+    let mountpoint = dir.path().to_str().unwrap();
+    let options = "lowerdir=/nonexistent/layer,uidmapping=0:1:2,flux";
+    let error = failure(&["mount", "-o", options, mountpoint]);
+    assert_eq!(
+        error,
+        "lamina mount: warning: option `uidmapping` is not supported yet, and ignored\n\
+         lamina mount: warning: option `flux` is unknown, and ignored\n\
+         lamina: lowerdir /nonexistent/layer: No such file or directory (os error 2)\n"
+    );
+}
+
+#[test]
+fn mount_says_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for name in ["a", "u", "w", "m"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    fs::write(dir.path().join("file"), "").unwrap();
+    let (a, u, m, file) = (path("a"), path("u"), path("m"), path("file"));
+    let on_proc = Path::new("/proc")
+        .is_dir()
+        .then_some("/proc")
+        .unwrap_or("/dev");
+    for (options, mountpoint, wanted) in [
+        (String::new(), &m, "no layers"),
+        (
+            format!("lowerdir={a},upperdir={u}"),
+            &m,
+            "upperdir needs a workdir",
+        ),
+        (
+            format!("lowerdir={a},upperdir={u},workdir={u}"),
+            &m,
+            "itself",
+        ),
+        (
+            format!("lowerdir={a},upperdir={u},workdir={on_proc}"),
+            &m,
+            "is not on the file system of upperdir",
+        ),
+        (format!("lowerdir={file}"), &m, "not a directory"),
+        (format!("lowerdir={a}"), &file, "not a directory"),
+        (format!("lowerdir={a}"), &path("none"), "mount point"),
+    ] {
+        let error = failure(&["mount", "-o", &options, mountpoint]);
+        assert!(error.contains(wanted), "{options}: {error}");
+    }
+}

@@ -1,0 +1,190 @@
+//! `ctr`, containerd's own command, with our socket, namespace and snapshotter filled in.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::process::output;
+
+/// A container's process when it has nothing to do.
+const IDLE: &str = "exec sleep 2147483647";
+
+/// Talks to one containerd.
+pub struct Ctr {
+    socket: PathBuf,
+    namespace: String,
+    snapshotter: &'static str,
+    fifos: PathBuf,
+}
+
+/// One line of `ctr snapshots list`.
+#[derive(Debug)]
+pub struct Row {
+    pub key: String,
+    pub parent: String,
+    pub kind: String,
+}
+
+impl Ctr {
+    pub fn new(
+        socket: PathBuf,
+        namespace: &str,
+        snapshotter: &'static str,
+        fifos: PathBuf,
+    ) -> Self {
+        Self {
+            socket,
+            namespace: namespace.to_owned(),
+            snapshotter,
+            fifos,
+        }
+    }
+
+    /// Imports all images of an archive below the name `base` and unpacks them.
+    pub fn import(&self, base: &str, archive: &Path) -> Result<()> {
+        let mut command = self.command(&["images", "import", "--base-name", base]);
+        command
+            .args(["--snapshotter", self.snapshotter])
+            .arg(archive);
+        output(&mut command).map(drop)
+    }
+
+    /// The names of all images.
+    pub fn images(&self) -> Result<Vec<String>> {
+        Ok(self
+            .run(&["images", "list", "-q"])?
+            .lines()
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Starts a container that runs `script` and then sleeps.
+    pub fn start(&self, id: &str, image: &str, script: &str) -> Result<()> {
+        let script = format!("{script}\n{IDLE}");
+        let mut command = self.command(&["run", "--detach", "--null-io"]);
+        command.args([
+            "--snapshotter",
+            self.snapshotter,
+            image,
+            id,
+            "/bin/sh",
+            "-ec",
+            &script,
+        ]);
+        output(&mut command).map(drop)
+    }
+
+    /// Runs `script` inside a running container and returns what it printed.
+    pub fn exec(&self, id: &str, script: &str) -> Result<String> {
+        let mut command = self.command(&["tasks", "exec", "--exec-id", "x", "--fifo-dir"]);
+        command
+            .arg(&self.fifos)
+            .args([id, "/bin/sh", "-ec", script]);
+        output(&mut command).with_context(|| format!("in container {id}: {script}"))
+    }
+
+    /// Ends a container's process; what it wrote stays.
+    pub fn stop_task(&self, id: &str) -> Result<()> {
+        // `ctr` hands on the status of the process that it killed, so success is to be gone.
+        let removed = self.run(&["tasks", "delete", "--force", id]);
+        if self.tasks()?.iter().any(|task| task == id) {
+            removed?;
+            bail!("task {id} is still there");
+        }
+        Ok(())
+    }
+
+    /// Starts the process of a stopped container again.
+    pub fn start_task(&self, id: &str) -> Result<()> {
+        self.run(&["tasks", "start", "--detach", "--null-io", id])
+            .map(drop)
+    }
+
+    /// The containers that have a process.
+    pub fn tasks(&self) -> Result<Vec<String>> {
+        Ok(self
+            .run(&["tasks", "list", "-q"])?
+            .lines()
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Deletes a stopped container and its snapshot.
+    pub fn delete(&self, id: &str) -> Result<()> {
+        self.run(&["containers", "delete", id]).map(drop)
+    }
+
+    /// All snapshots.
+    pub fn snapshots(&self) -> Result<Vec<Row>> {
+        let table = self.snapshot_command(&["list"])?;
+        let rows = table.lines().skip(1).map(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let (key, parent, kind) = match words[..] {
+                [key, kind] => (key, "", kind),
+                [key, parent, kind] => (key, parent, kind),
+                _ => bail!("`ctr snapshots list` printed {line:?}"),
+            };
+            Ok(Row {
+                key: key.to_owned(),
+                parent: parent.to_owned(),
+                kind: kind.to_owned(),
+            })
+        });
+        rows.collect()
+    }
+
+    /// Removes one snapshot.
+    pub fn remove_snapshot(&self, key: &str) -> Result<()> {
+        self.snapshot_command(&["remove", key]).map(drop)
+    }
+
+    /// Writes what container `id` changed as a layer's tar.
+    pub fn diff(&self, id: &str, to: &Path) -> Result<()> {
+        let mut command = self.command(&["snapshots", "--snapshotter", self.snapshotter, "diff"]);
+        command.args(["--media-type", "application/vnd.oci.image.layer.v1.tar", id]);
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(File::create(to)?)
+            .status()?;
+        if !status.success() {
+            bail!("ctr snapshots diff {id}: {status}");
+        }
+        Ok(())
+    }
+
+    /// Mounts a read-only view of `image` at `target`.
+    pub fn mount(&self, image: &str, target: &Path) -> Result<()> {
+        let mut command = self.command(&["images", "mount", "--snapshotter", self.snapshotter]);
+        output(command.arg(image).arg(target)).map(drop)
+    }
+
+    /// Takes away what [`Self::mount`] made.
+    pub fn unmount(&self, target: &Path) -> Result<()> {
+        let mut command = self.command(&["images", "unmount", "--rm"]);
+        output(
+            command
+                .args(["--snapshotter", self.snapshotter])
+                .arg(target),
+        )
+        .map(drop)
+    }
+
+    /// Any other command.
+    pub fn run(&self, args: &[&str]) -> Result<String> {
+        output(&mut self.command(args))
+    }
+
+    fn snapshot_command(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.command(&["snapshots", "--snapshotter", self.snapshotter]);
+        output(command.args(args))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(&self.socket);
+        command.args(["--namespace", &self.namespace]).args(args);
+        command
+    }
+}

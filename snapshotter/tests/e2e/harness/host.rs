@@ -1,0 +1,225 @@
+//! The whole stage of an end-to-end test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{env, process};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::containerd::Containerd;
+use super::ctr::Ctr;
+use super::image::Layout;
+use super::lamina::Daemon;
+use super::process::{mounts_below, run, wait_for};
+use super::scratch::Scratch;
+use super::{Api, IMAGE};
+
+/// How long containerd may take to find the restarted snapshotter.
+const RECONNECT_LIMIT: Duration = Duration::from_secs(30);
+/// Commands that the harness calls.
+const TOOLS: [&str; 6] = ["containerd", "ctr", "runc", "umoci", "busybox", "tar"];
+
+/// Who serves the snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshotter {
+    /// Lamina, as a proxy plugin.
+    Lamina,
+    /// containerd's own, which shows that the tests themselves are right.
+    Overlayfs,
+}
+
+impl Snapshotter {
+    /// The one that `SNAPSHOTTER` names; Lamina when it names none.
+    pub fn chosen() -> Result<Self> {
+        match env::var("SNAPSHOTTER").as_deref() {
+            Err(_) | Ok("" | "lamina") => Ok(Self::Lamina),
+            Ok("overlayfs") => Ok(Self::Overlayfs),
+            Ok(other) => bail!("SNAPSHOTTER is {other:?}: neither lamina nor overlayfs"),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lamina => "lamina",
+            Self::Overlayfs => "overlayfs",
+        }
+    }
+}
+
+/// A snapshotter, a containerd that uses it, and an image. The fields are dropped in this order.
+pub struct Host {
+    pub ctr: Ctr,
+    pub containerd: Containerd,
+    pub lamina: Option<Daemon>,
+    pub layout: Layout,
+    namespace: Namespace,
+    scratch: Scratch,
+}
+
+impl Host {
+    /// Sets the stage with the snapshotter that the environment chooses.
+    pub fn start() -> Result<Self> {
+        require()?;
+        let snapshotter = Snapshotter::chosen()?;
+        let scratch = Scratch::new()?;
+        let layout = Layout::build(scratch.path())?;
+        let lamina = match snapshotter {
+            Snapshotter::Lamina => Some(Daemon::start(scratch.path())?),
+            Snapshotter::Overlayfs => None,
+        };
+        let snippet = lamina
+            .as_ref()
+            .map(Daemon::snippet)
+            .transpose()?
+            .unwrap_or_default();
+        let containerd = Containerd::start(scratch.path(), &snippet)?;
+        let namespace = Namespace(format!("lamina-{}", process::id()));
+        let fifos = scratch.join("fifos");
+        let ctr = Ctr::new(containerd.socket(), &namespace.0, snapshotter.name(), fifos);
+        Ok(Self {
+            ctr,
+            containerd,
+            lamina,
+            layout,
+            namespace,
+            scratch,
+        })
+    }
+
+    /// Imports the three images of the layout.
+    pub fn import(&self) -> Result<()> {
+        let archive = self.scratch.join("images.tar");
+        self.layout.archive(&archive)?;
+        self.ctr.import(IMAGE, &archive)
+    }
+
+    /// Makes the image `tag` of what container `id`, run from `below`, changed, and imports it.
+    pub fn commit(&self, id: &str, below: &str, tag: &str) -> Result<()> {
+        let tar = self.scratch.join("layer.tar");
+        self.ctr.diff(id, &tar)?;
+        self.layout.add_layer(below, tag, &tar)?;
+        self.import()
+    }
+
+    /// A digest of everything in an image: names, contents, modes, owners, times, links, xattrs.
+    pub fn image_digest(&self, image: &str) -> Result<String> {
+        let target = self.scratch.join("view");
+        fs::create_dir_all(&target)?;
+        self.ctr.mount(image, &target)?;
+        let script = format!(
+            "tar -C {} --sort=name --numeric-owner --xattrs -cf - . | sha256sum",
+            target.display()
+        );
+        let digest = run("bash", &["-ec", "set -o pipefail; eval \"$0\"", &script]);
+        self.ctr.unmount(&target)?;
+        digest
+    }
+
+    /// Restarts the snapshotter while no container runs, as it has to be for now: stops the
+    /// processes of all containers, restarts, and starts them again.
+    pub fn restart_snapshotter(&mut self) -> Result<()> {
+        let tasks = self.ctr.tasks()?;
+        for id in &tasks {
+            self.ctr.stop_task(id)?;
+        }
+        if let Some(lamina) = &mut self.lamina {
+            lamina.stop()?;
+            lamina.check()?;
+            lamina.start_again()?;
+        }
+        self.wait_ready()?;
+        tasks.iter().try_for_each(|id| self.ctr.start_task(id))
+    }
+
+    /// Restarts containerd while the containers run on.
+    pub fn restart_containerd(&mut self) -> Result<()> {
+        self.containerd.stop()?;
+        self.containerd.start_again()?;
+        self.wait_ready()
+    }
+
+    /// The snapshots API of this containerd, with a lease if one is named.
+    pub fn api(&self, lease: Option<&str>) -> Result<Api> {
+        let mut headers = vec![("containerd-namespace", self.namespace.0.as_str())];
+        headers.extend(lease.map(|lease| ("containerd-lease", lease)));
+        let name = if self.lamina.is_some() {
+            "lamina"
+        } else {
+            "overlayfs"
+        };
+        Api::connect(&self.containerd.socket(), name, &headers)
+    }
+
+    /// What is mounted below the folder of this host.
+    pub fn mounts(&self) -> Result<Vec<PathBuf>> {
+        mounts_below(self.scratch.path())
+    }
+
+    /// The folder in which the snapshotter keeps everything.
+    pub fn snapshotter_root(&self) -> PathBuf {
+        match &self.lamina {
+            Some(lamina) => lamina.root(),
+            None => self
+                .scratch
+                .join("containerd/io.containerd.snapshotter.v1.overlayfs"),
+        }
+    }
+
+    /// Ends both daemons as an administrator would, and fails if anything is left of them.
+    pub fn stop(mut self) -> Result<()> {
+        self.containerd.stop()?;
+        if let Some(lamina) = &mut self.lamina {
+            lamina.stop()?;
+            lamina.check()?;
+        }
+        let left = self.mounts()?;
+        if !left.is_empty() {
+            bail!("still mounted after everything has stopped: {left:?}");
+        }
+        Ok(())
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        let mut last = None;
+        let waited = wait_for(
+            "containerd reaches the snapshotter",
+            RECONNECT_LIMIT,
+            || {
+                last = self.ctr.snapshots().err();
+                last.is_none()
+            },
+        );
+        waited.with_context(|| format!("the last answer: {last:?}"))
+    }
+}
+
+/// Fails with a clear word where the tests cannot run; they are never skipped in silence.
+fn require() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("end-to-end tests need root: run scripts/test");
+    }
+    if !Path::new("/dev/fuse").exists() {
+        bail!("end-to-end tests need /dev/fuse: run scripts/test");
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    for tool in TOOLS {
+        if !env::split_paths(&path).any(|dir| dir.join(tool).exists()) {
+            bail!("end-to-end tests need the command {tool}: run scripts/test");
+        }
+    }
+    Ok(())
+}
+
+/// A namespace of containerd's. Dropping it removes the empty control groups that runc leaves.
+struct Namespace(String);
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let groups = Path::new("/sys/fs/cgroup");
+        let _ = fs::remove_dir(groups.join(&self.0));
+        for controller in fs::read_dir(groups).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(controller.path().join(&self.0));
+        }
+    }
+}

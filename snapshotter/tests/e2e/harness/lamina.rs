@@ -1,0 +1,116 @@
+//! The Lamina daemon as a process: start, stop, kill, check.
+
+use std::env;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::process::{Process, output};
+
+/// How long the daemon may take until its socket answers.
+const START_LIMIT: Duration = Duration::from_mins(1);
+
+/// The `lamina` command: `LAMINA_BIN`, or the one that cargo built beside this test.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("LAMINA_BIN") {
+        return Ok(path.into());
+    }
+    let own = env::current_exe()?;
+    let beside = own
+        .ancestors()
+        .nth(2)
+        .context("no target folder")?
+        .join("lamina");
+    if !beside.is_file() {
+        bail!(
+            "{} is not there: build lamina first, or set LAMINA_BIN",
+            beside.display()
+        );
+    }
+    Ok(beside)
+}
+
+/// A daemon with a root and a socket below one folder. Dropping it kills it.
+pub struct Daemon {
+    process: Option<Process>,
+    dir: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `lamina serve` with everything below `dir` and waits until its socket answers.
+    pub fn start(dir: &Path) -> Result<Self> {
+        let mut daemon = Self {
+            process: None,
+            dir: dir.to_owned(),
+        };
+        daemon.start_again()?;
+        Ok(daemon)
+    }
+
+    /// Starts it once more on the same root, after [`Self::stop`] or [`Self::kill`].
+    pub fn start_again(&mut self) -> Result<()> {
+        let mut command = Command::new(binary()?);
+        command.arg("serve").arg("--root").arg(self.root());
+        command.arg("--address").arg(self.socket());
+        let socket = self.socket();
+        let mut process = Process::spawn(&mut command, &self.dir.join("lamina.log"))?;
+        process.wait_ready(START_LIMIT, || UnixStream::connect(&socket).is_ok())?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// SIGTERM; a daemon that does not end with success is an error.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the daemon does not run")?;
+        let status = process.stop()?;
+        if !status.success() {
+            bail!("lamina ended with {status} after SIGTERM");
+        }
+        Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// `lamina check` on the root of the stopped daemon: an error unless it finds nothing.
+    pub fn check(&self) -> Result<()> {
+        output(
+            Command::new(binary()?)
+                .arg("check")
+                .arg("--root")
+                .arg(self.root()),
+        )
+        .map(drop)
+    }
+
+    /// What `lamina config containerd` tells people to write into containerd's configuration.
+    pub fn snippet(&self) -> Result<String> {
+        let mut command = Command::new(binary()?);
+        command
+            .args(["config", "containerd"])
+            .arg("--root")
+            .arg(self.root());
+        output(command.arg("--address").arg(self.socket()))
+    }
+
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self
+            .process
+            .as_ref()
+            .context("the daemon does not run")?
+            .pid())
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("lamina")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("lamina.sock")
+    }
+}

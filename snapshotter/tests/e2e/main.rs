@@ -1,0 +1,18 @@
+//! Lamina with a real containerd and real containers, from import to garbage collection.
+//!
+//! Run it through `scripts/test`, which installs what it needs and gives it a mount namespace of
+//! its own; `SNAPSHOTTER=overlayfs` runs the same tests on containerd's own snapshotter.
+
+mod crowd;
+mod harness;
+mod kills;
+mod life;
+mod rules;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The tests measure the machine and share its control groups, so they run one after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
