@@ -12,13 +12,14 @@
 //! - [`serve`] keeps the running sessions; `chains` shares one image among them.
 //! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
 //!   `dirs` makes and discards the directories of one snapshot.
-//! - [`check`] and [`status`] are what a person asks.
+//! - [`check`] and [`status`] are what a person asks, [`config`] what a person says.
 //! - [`error`] is what can go wrong, and the one map to gRPC's codes.
 
 mod busy;
 mod chains;
 pub mod check;
 mod cleanup;
+pub mod config;
 pub mod daemon;
 mod dirs;
 pub mod error;
