@@ -98,13 +98,11 @@ async fn serve_until(
         () = shutdown => {}
     }
     drop(stop);
-    match tokio::time::timeout(GRACE, serving).await {
-        Ok(served) => served,
-        Err(_) => {
-            tracing::warn!("calls were still under way after {GRACE:?}; stopping without them");
-            Ok(())
-        }
-    }
+    let Ok(served) = tokio::time::timeout(GRACE, serving).await else {
+        tracing::warn!("calls were still under way after {GRACE:?}; stopping without them");
+        return Ok(());
+    };
+    served
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {

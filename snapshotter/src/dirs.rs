@@ -82,7 +82,7 @@ pub(crate) fn discard(layout: &Layout, id: u64) {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => {
-            tracing::warn!(path = %place.display(), %error, "cannot move a directory away")
+            tracing::warn!(path = %place.display(), %error, "cannot move a directory away");
         }
     }
 }

@@ -32,6 +32,8 @@ mod service;
 pub mod snapshots;
 pub mod status;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod usage;
 
 pub use error::{Error, Result};

@@ -16,6 +16,7 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::error::{Error, Result};
@@ -42,8 +43,11 @@ pub(crate) fn clear_mounts(layout: &Layout) -> Result<Vec<PathBuf>> {
     // The last one first: a mount on a mount, or below one.
     detached.reverse();
     for at in &detached {
-        unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-            .map_err(Error::io("cannot detach the stale mount", at))?;
+        match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // Gone meanwhile, by somebody else's hand or with a mount that it stood on.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(errno) => return Err(Error::io("cannot detach the stale mount", at)(errno)),
+        }
     }
     let dir = layout.mounts();
     for entry in fs::read_dir(&dir).map_err(Error::io("cannot list", &dir))? {

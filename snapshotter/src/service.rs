@@ -108,7 +108,7 @@ impl Service {
         &self,
         verb: &'static str,
         call: impl FnOnce(&Snapshots, &mut dyn FnMut(T) -> Result<()>) -> Result<()> + Send + 'static,
-    ) -> Answer<Pages<T>> {
+    ) -> Pages<T> {
         let (sender, receiver) = mpsc::channel(PAGES_AHEAD);
         let snapshots = Arc::clone(&self.snapshots);
         tokio::task::spawn_blocking(move || {
@@ -119,7 +119,7 @@ impl Service {
                 drop(sender.blocking_send(Err(status_of(verb, &error))));
             }
         });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        ReceiverStream::new(receiver)
     }
 }
 
@@ -205,12 +205,12 @@ impl api::snapshots_server::Snapshots for Service {
 
     async fn list(&self, request: Request<api::ListSnapshotsRequest>) -> Answer<Self::ListStream> {
         let filters = request.into_inner().filters;
-        self.stream("list", move |all, page| {
+        Ok(Response::new(self.stream("list", move |all, page| {
             all.list(&filters, &mut |infos| {
                 let info = infos.into_iter().map(info_out).collect();
                 page(api::ListSnapshotsResponse { info })
             })
-        })
+        })))
     }
 
     async fn usage(&self, request: Request<api::UsageRequest>) -> Answer<api::UsageResponse> {
@@ -237,13 +237,13 @@ impl status_api::status_server::Status for Service {
         &self,
         _request: Request<status_api::SnapshotsRequest>,
     ) -> Answer<Self::SnapshotsStream> {
-        self.stream("status", |all, page| {
+        Ok(Response::new(self.stream("status", |all, page| {
             for part in all.status()?.chunks(STATUS_PAGE) {
                 let snapshots = part.iter().map(status_out).collect();
                 page(status_api::SnapshotsResponse { snapshots })?;
             }
             Ok(())
-        })
+        })))
     }
 }
 

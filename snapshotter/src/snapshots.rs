@@ -203,7 +203,7 @@ impl Snapshots {
             all.push(info);
             Ok(())
         })?;
-        Ok(all.into_iter().map(|info| self.status_of(info)).collect())
+        Ok(all.iter().map(|info| self.status_of(info)).collect())
     }
 
     /// Detaches all mounts. The snapshots stay as they are, for the next start.
@@ -211,9 +211,9 @@ impl Snapshots {
         self.sessions.stop_all();
     }
 
-    fn status_of(&self, info: Info) -> SnapshotStatus {
+    fn status_of(&self, info: &Info) -> SnapshotStatus {
         let id = info.record.id;
-        let mut status = SnapshotStatus::of(&info);
+        let mut status = SnapshotStatus::of(info);
         // One that is removed this moment has no size and no mount.
         if info.record.kind == Kind::Active
             && let Ok(usage) = usage::measure(&self.layout.fs(id))

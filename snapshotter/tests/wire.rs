@@ -3,249 +3,26 @@
 //!
 //! What is mounted is a fake here; the last tests mount with FUSE. All need root, as Lamina does.
 
-use std::collections::{BTreeSet, HashMap};
+mod support;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use containerd_snapshots::api::snapshots::v1::snapshots_client::SnapshotsClient;
-use containerd_snapshots::api::snapshots::v1::{
-    CleanupRequest, CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, MountsRequest,
-    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest,
-    UsageRequest, ViewSnapshotRequest,
-};
+use containerd_snapshots::api::snapshots::v1::{Info, Kind};
 use containerd_snapshots::api::types::Mount;
-use containerd_snapshots::tonic::transport::{Channel, Endpoint, Uri};
-use containerd_snapshots::tonic::{Code, Status};
+use containerd_snapshots::tonic::Code;
 use lamina_snapshotter::Error;
-use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::serve::FuseMounter;
 use lamina_snapshotter::serve::testing::FakeMounter;
-use lamina_snapshotter::serve::{FuseMounter, Mounter};
 use lamina_snapshotter::status;
+use support::{Answer, Daemon, eventually, labels, lamina_mounts, options, text};
 use tempfile::TempDir;
-use tokio::net::UnixStream;
-use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, JoinSet};
-
-/// A daemon on a root of its own.
-struct Daemon {
-    dir: TempDir,
-    stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<Result<(), Error>>,
-}
-
-fn options(dir: &Path) -> ServeOptions {
-    ServeOptions {
-        root: dir.join("root"),
-        address: dir.join("run/lamina.sock"),
-        threads: 2,
-        passthrough: true,
-    }
-}
-
-impl Daemon {
-    async fn start(dir: TempDir, mounter: Arc<dyn Mounter>) -> Daemon {
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (ready, is_ready) = oneshot::channel::<()>();
-        let options = options(dir.path());
-        let served = tokio::spawn(async move {
-            let ready = move |_: &ServeOptions| ready.send(()).expect("the test waits");
-            let shutdown = async move { stopped.await.unwrap_or_default() };
-            daemon::serve_with(options, mounter, ready, shutdown).await
-        });
-        is_ready.await.expect("the daemon starts");
-        Daemon {
-            dir,
-            stop: Some(stop),
-            served,
-        }
-    }
-
-    async fn fake() -> Daemon {
-        Daemon::start(
-            TempDir::new().expect("tempdir"),
-            Arc::new(FakeMounter::default()),
-        )
-        .await
-    }
-
-    fn root(&self) -> PathBuf {
-        options(self.dir.path()).root
-    }
-
-    fn address(&self) -> PathBuf {
-        options(self.dir.path()).address
-    }
-
-    async fn client(&self) -> Client {
-        let address = self.address();
-        let connect = tower::service_fn(move |_: Uri| UnixStream::connect(address.clone()));
-        let endpoint = Endpoint::from_static("http://socket.invalid");
-        let channel = endpoint
-            .connect_with_connector(connect)
-            .await
-            .expect("connect");
-        Client(SnapshotsClient::new(channel))
-    }
-
-    /// Stops it cleanly, and checks what it leaves.
-    async fn stop(mut self) -> TempDir {
-        drop(self.stop.take());
-        self.served
-            .await
-            .expect("join")
-            .expect("the daemon ends well");
-        assert!(
-            !options(self.dir.path()).address.exists(),
-            "the socket is gone"
-        );
-        let root = options(self.dir.path()).root;
-        assert_eq!(check(&root).expect("check"), [], "the root is in order");
-        assert_eq!(fs::read_dir(root.join("mounts")).expect("list").count(), 0);
-        self.dir
-    }
-}
-
-#[derive(Clone)]
-struct Client(SnapshotsClient<Channel>);
-
-type Answer<T> = Result<T, Status>;
-
-fn text(text: &str) -> String {
-    text.to_owned()
-}
-
-fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs
-        .iter()
-        .map(|(name, value)| (text(name), text(value)))
-        .collect()
-}
-
-impl Client {
-    async fn prepare(&mut self, key: &str, parent: &str) -> Answer<Vec<Mount>> {
-        self.prepare_with(key, parent, &[]).await
-    }
-
-    async fn prepare_with(
-        &mut self,
-        key: &str,
-        parent: &str,
-        pairs: &[(&str, &str)],
-    ) -> Answer<Vec<Mount>> {
-        let request = PrepareSnapshotRequest {
-            snapshotter: text("lamina"),
-            key: text(key),
-            parent: text(parent),
-            labels: labels(pairs),
-        };
-        Ok(self.0.prepare(request).await?.into_inner().mounts)
-    }
-
-    async fn view(&mut self, key: &str, parent: &str) -> Answer<Vec<Mount>> {
-        let request = ViewSnapshotRequest {
-            key: text(key),
-            parent: text(parent),
-            ..ViewSnapshotRequest::default()
-        };
-        Ok(self.0.view(request).await?.into_inner().mounts)
-    }
-
-    async fn mounts(&mut self, key: &str) -> Answer<Vec<Mount>> {
-        let request = MountsRequest {
-            key: text(key),
-            ..MountsRequest::default()
-        };
-        Ok(self.0.mounts(request).await?.into_inner().mounts)
-    }
-
-    async fn commit(&mut self, name: &str, key: &str, pairs: &[(&str, &str)]) -> Answer<()> {
-        let request = CommitSnapshotRequest {
-            name: text(name),
-            key: text(key),
-            labels: labels(pairs),
-            ..CommitSnapshotRequest::default()
-        };
-        self.0.commit(request).await.map(drop)
-    }
-
-    async fn remove(&mut self, key: &str) -> Answer<()> {
-        let request = RemoveSnapshotRequest {
-            key: text(key),
-            ..RemoveSnapshotRequest::default()
-        };
-        self.0.remove(request).await.map(drop)
-    }
-
-    async fn stat(&mut self, key: &str) -> Answer<Info> {
-        let request = StatSnapshotRequest {
-            key: text(key),
-            ..StatSnapshotRequest::default()
-        };
-        Ok(self.0.stat(request).await?.into_inner().info.expect("info"))
-    }
-
-    async fn update(&mut self, info: Option<Info>, paths: &[&str]) -> Answer<Info> {
-        let mut request = UpdateSnapshotRequest {
-            info,
-            ..UpdateSnapshotRequest::default()
-        };
-        let paths = paths.iter().map(|path| text(path)).collect();
-        request.update_mask.get_or_insert_default().paths = paths;
-        Ok(self
-            .0
-            .update(request)
-            .await?
-            .into_inner()
-            .info
-            .expect("info"))
-    }
-
-    /// The names, and the sizes of the pages in which they came.
-    async fn list(&mut self, filters: &[&str]) -> Answer<(BTreeSet<String>, Vec<usize>)> {
-        let filters = filters.iter().map(|filter| text(filter)).collect();
-        let request = ListSnapshotsRequest {
-            filters,
-            ..ListSnapshotsRequest::default()
-        };
-        let mut stream = self.0.list(request).await?.into_inner();
-        let (mut names, mut pages) = (BTreeSet::new(), Vec::new());
-        while let Some(page) = stream.message().await? {
-            pages.push(page.info.len());
-            names.extend(page.info.into_iter().map(|info| info.name));
-        }
-        Ok((names, pages))
-    }
-
-    async fn usage(&mut self, key: &str) -> Answer<(i64, i64)> {
-        let request = UsageRequest {
-            key: text(key),
-            ..UsageRequest::default()
-        };
-        let usage = self.0.usage(request).await?.into_inner();
-        Ok((usage.size, usage.inodes))
-    }
-
-    async fn cleanup(&mut self) -> Answer<()> {
-        self.0
-            .cleanup(CleanupRequest {
-                snapshotter: text("lamina"),
-            })
-            .await
-            .map(drop)
-    }
-
-    /// A committed snapshot.
-    async fn layer(&mut self, name: &str, parent: &str, pairs: &[(&str, &str)]) {
-        let key = format!("extract-1 {name}");
-        self.prepare(&key, parent).await.expect("prepare");
-        self.commit(name, &key, pairs).await.expect("commit");
-    }
-}
+use tokio::task::JoinSet;
 
 fn refused<T>(answer: Answer<T>, code: Code, part: &str) {
     let status = answer
@@ -722,26 +499,6 @@ async fn what_cannot_be_mounted_does_not_stop_the_start() {
         .await
         .expect("mounted when it is asked for");
     daemon.stop().await;
-}
-
-/// Waits a moment for what happens after the last user of a mount is gone.
-async fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    for _ in 0..200 {
-        if is_so() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("never: {what}");
-}
-
-fn lamina_mounts(root: &Path) -> usize {
-    let table = fs::read_to_string("/proc/self/mounts").expect("mounts");
-    let root = root.to_str().expect("utf-8");
-    table
-        .lines()
-        .filter(|line| line.starts_with("lamina ") && line.contains(root))
-        .count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

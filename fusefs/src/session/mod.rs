@@ -151,7 +151,7 @@ impl Session {
         let served = Arc::new(Served::default());
         let ends = EndsServing(Arc::clone(&served));
         let thread = thread::Builder::new()
-            .name(format!("lamina-{}", mount.device.1))
+            .name(format!("lamina-{}", mount.mounted.device.1))
             .spawn(move || serve(session, ends))
             .map_err(|source| failed("cannot start a thread for", mountpoint, source))?;
         Ok(Session {
@@ -245,8 +245,16 @@ impl Drop for EndsServing {
 struct Mount {
     /// Absolute and without symbolic links.
     point: PathBuf,
-    /// Device number (major, minor) of the mounted file system.
+    mounted: Mounted,
+}
+
+/// Which mount it is: none that comes later at the same place is equal.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Mounted {
+    /// Device number (major, minor) of the file system. The kernel gives it to the next one.
     device: (u32, u32),
+    /// `STATX_MNT_ID_UNIQUE`, which is never given again (since Linux 6.8; 0 before).
+    id: u64,
 }
 
 impl Mount {
@@ -254,8 +262,8 @@ impl Mount {
         let point = fs::canonicalize(point)?;
         let data = options.data(fuse)?;
         rustix::mount::mount(&*options.fsname, &*point, FS_TYPE, options.flags(), &*data)?;
-        match device_at(&point) {
-            Ok(device) => Ok(Mount { point, device }),
+        match mounted_at(&point) {
+            Ok(mounted) => Ok(Mount { point, mounted }),
             Err(error) => {
                 rustix::mount::unmount(&point, UnmountFlags::DETACH)?;
                 Err(error)
@@ -266,8 +274,8 @@ impl Mount {
     /// Takes the mount out of the tree; nothing to do if somebody has done so. A mount of
     /// somebody else at the same place stays.
     fn detach(&self) -> io::Result<()> {
-        match device_at(&self.point) {
-            Ok(device) if device == self.device => {
+        match mounted_at(&self.point) {
+            Ok(mounted) if mounted == self.mounted => {
                 let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
                 Ok(rustix::mount::unmount(&self.point, flags)?)
             }
@@ -282,7 +290,7 @@ impl Mount {
     fn set_read_ahead(&self) {
         let path = format!(
             "/sys/class/bdi/{}:{}/read_ahead_kb",
-            self.device.0, self.device.1
+            self.mounted.device.0, self.mounted.device.1
         );
         if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
             tracing::debug!(path, %error, "the read-ahead stays as it is");
@@ -298,12 +306,18 @@ impl Drop for Mount {
     }
 }
 
-/// The device number of what is mounted at a path. Asks for nothing else, and for no fresh
-/// attributes: the kernel answers by itself, even where the path is the root of our own mount.
-fn device_at(path: &Path) -> io::Result<(u32, u32)> {
+/// What is mounted at a path. Asks for no fresh attributes: the kernel answers by itself, even
+/// where the path is the root of our own mount.
+fn mounted_at(path: &Path) -> io::Result<Mounted> {
+    /// Not in rustix's table yet (include/uapi/linux/stat.h).
+    const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::empty())?;
-    Ok((stat.stx_dev_major, stat.stx_dev_minor))
+    let stat = rustix::fs::statx(CWD, path, flags, MNT_ID_UNIQUE)?;
+    let unique = stat.stx_mask & MNT_ID_UNIQUE.bits() != 0;
+    Ok(Mounted {
+        device: (stat.stx_dev_major, stat.stx_dev_minor),
+        id: if unique { stat.stx_mnt_id } else { 0 },
+    })
 }
 
 #[cfg(test)]

@@ -105,8 +105,8 @@ fn each_damage_is_found() {
             "a parent that is not there",
             |at| {
                 damage::edit(&at.store(), "run", |record| {
-                    record.parent = Some(key("gone"))
-                })
+                    record.parent = Some(key("gone"));
+                });
             },
             |_| {
                 vec![
@@ -138,8 +138,8 @@ fn each_damage_is_found() {
             "a cycle",
             |at| {
                 damage::edit(&at.store(), "base", |record| {
-                    record.parent = Some(key("top"))
-                })
+                    record.parent = Some(key("top"));
+                });
             },
             |_| {
                 vec![

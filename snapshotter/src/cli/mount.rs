@@ -93,12 +93,6 @@ pub(super) fn run(args: &MountArgs) -> Result<ExitCode> {
         return Ok(super::version());
     }
     let plan = Plan::new(args)?;
-    if !args.ready_on_stdout {
-        // Once, by the process that the user started.
-        for warning in &plan.options.warnings {
-            eprintln!("lamina mount: warning: {warning}");
-        }
-    }
     if args.foreground || args.debug || args.ready_on_stdout {
         let level = if args.debug { "debug" } else { "warn" };
         logging::init(level, LogFormat::Text)?;
@@ -120,6 +114,12 @@ impl Plan {
     fn new(args: &MountArgs) -> Result<Plan> {
         let privileged = rustix::process::geteuid().is_root();
         let mut options = MountOptions::parse(&args.options, privileged)?;
+        if !args.ready_on_stdout {
+            // Once, by the process that the user started, and before anything can fail.
+            for warning in &options.warnings {
+                eprintln!("lamina mount: warning: {warning}");
+            }
+        }
         let (source, mountpoint) = match args.operands.as_slice() {
             [mountpoint] => (None, mountpoint),
             [source, mountpoint] => (Some(source), mountpoint),

@@ -5,12 +5,13 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, mount};
 
 use super::*;
 use crate::check::check;
 use crate::error::Code;
 use crate::serve::testing::FakeMounter;
+use crate::testing::Small;
 
 fn open(root: &Path) -> (Snapshots, FakeMounter, Report) {
     let mounter = FakeMounter::default();
@@ -219,43 +220,6 @@ fn cleanup_removes_orphans_but_nothing_in_the_making() {
     assert!(!all.layout.snapshot(50).exists());
     assert!(all.layout.snapshot(51).exists());
     assert!(all.layout.new_snapshot(52).exists());
-}
-
-/// A root on a file system of its own, small enough to fill.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn mount() -> Small {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let size = Some(c"size=16m");
-        mount("tmpfs", dir.path(), c"tmpfs", MountFlags::empty(), size).expect("mount a tmpfs");
-        Small(dir)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// Takes every byte that is left.
-    fn fill(&self) -> std::path::PathBuf {
-        let filler = self.path().join("filler");
-        for block in [1 << 20, 4096] {
-            let chunk = vec![0; block];
-            let mut file = fs::OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&filler)
-                .expect("open");
-            while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
-        }
-        filler
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        unmount(self.path(), UnmountFlags::DETACH).expect("unmount");
-    }
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Store {
 
     /// All ids with their keys.
     pub fn ids(&self) -> Result<BTreeMap<u64, String>> {
-        self.read(|tables| tables.ids())
+        self.with(|path, database| Reader::begin(path, database)?.ids())
     }
 
     /// Shows every snapshot to `visit`, in the order of their keys, all as of one moment.

@@ -202,3 +202,26 @@ fn ids_begin_above_what_is_on_the_disk() {
     let store = Store::open(&layout, 41).expect("open");
     assert_eq!(store.allocate(), 42);
 }
+
+#[test]
+fn a_full_disk_does_not_end_the_store() {
+    let disk = crate::testing::Small::mount();
+    let (layout, store) = store(disk.path());
+    add(&store, "before", None).expect("create");
+    let filler = disk.fill();
+    let mut added = 0;
+    let refused = loop {
+        match add(&store, &format!("{added} {}", "x".repeat(3000)), None) {
+            Ok(_) => added += 1,
+            Err(error) => break error,
+        }
+        assert!(added < 10_000, "the disk never fills");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert_eq!(store.ids().expect("still readable").len(), 1 + added);
+    fs::remove_file(filler).expect("make room");
+    add(&store, "after", None).expect("there is room again");
+    drop(store);
+    let store = Store::open(&layout, 0).expect("open");
+    assert_eq!(store.ids().expect("ids").len(), 2 + added);
+}
