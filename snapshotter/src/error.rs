@@ -114,6 +114,14 @@ pub enum Error {
         /// Why.
         source: lamina_fusefs::Error,
     },
+    /// What the work directory knew could not be moved into the upper at a commit.
+    #[error("cannot complete snapshot {id} to a layer: {source}; it stays active, commit it again")]
+    Seal {
+        /// Number of the snapshot.
+        id: u64,
+        /// Why.
+        source: lamina_fusefs::Error,
+    },
     /// A transaction of the metadata store failed.
     #[error("{}: {source}", .path.display())]
     Store {
@@ -226,7 +234,7 @@ impl Error {
             | Error::SocketInUse { .. }
             | Error::NotASocket { .. } => Code::FailedPrecondition,
             Error::Io { source, .. } => code_of_io(source),
-            Error::Mount { source, .. } => code_of_mount(source),
+            Error::Mount { source, .. } | Error::Seal { source, .. } => code_of_mount(source),
             Error::Store { source, .. } => match &**source {
                 redb::Error::Io(source) => code_of_io(source),
                 _ => Code::Internal,

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::store::layout::Layout;
 
 /// The xattr that the probe sets: the name space in which uppers keep their marks.
-const PROBE_XATTR: &str = "trusted.overlay.lamina-probe";
+const PROBE_XATTR: &str = "trusted.lamina-probe";
 
 /// Held by the one process that may change a root directory; given up when it is dropped, and by
 /// the kernel when the process dies.

@@ -47,6 +47,8 @@ pub trait Running: Send {
     fn is_alive(&self) -> bool;
     /// Detaches it and waits for its users; `false` if one stayed.
     fn unmount(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool>;
+    /// The same, and makes the upper complete without its work directory, to be a layer.
+    fn seal(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool>;
 }
 
 /// The real thing: FUSE.
@@ -103,17 +105,30 @@ impl Mounter for FuseMounter {
             extra: Vec::new(),
         };
         let union = Arc::new(Union::new(image, upper)?);
-        Ok(Box::new(Session::mount(union, plan.at, &options)?))
+        let session = Session::mount(Arc::clone(&union), plan.at, &options)?;
+        Ok(Box::new(Served { session, union }))
     }
 }
 
-impl Running for Session {
+/// A session and the union that it serves, which outlives it for the sealing.
+struct Served {
+    session: Session,
+    union: Arc<Union>,
+}
+
+impl Running for Served {
     fn is_alive(&self) -> bool {
-        Session::is_alive(self)
+        self.session.is_alive()
     }
 
     fn unmount(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool> {
-        Session::unmount(*self, patience)
+        self.session.unmount(patience)
+    }
+
+    fn seal(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool> {
+        let gone = self.session.unmount(patience)?;
+        self.union.seal()?;
+        Ok(gone)
     }
 }
 
@@ -177,6 +192,18 @@ impl Sessions {
         });
         self.remove_mount_point(id);
         gone
+    }
+
+    /// Ends the session of an active snapshot that becomes a layer, if there is one, and makes its
+    /// upper complete. `false` says that somebody still uses what was mounted there.
+    pub fn seal(&self, id: u64) -> Result<bool> {
+        let running = locked(&self.own).remove(&id);
+        let Some(running) = running else {
+            return Ok(true);
+        };
+        let sealed = running.seal(PATIENCE);
+        self.remove_mount_point(id);
+        sealed.map_err(|source| Error::Seal { id, source })
     }
 
     /// Makes `view` a user of the chain's read-only session, and starts that if it does not run.
@@ -352,6 +379,10 @@ pub mod testing {
 
         fn unmount(self: Box<Self>, _patience: Duration) -> lamina_fusefs::Result<bool> {
             Ok(!self.of.lingering.load(Ordering::SeqCst))
+        }
+
+        fn seal(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool> {
+            self.unmount(patience)
         }
     }
 

@@ -104,14 +104,16 @@ impl Snapshots {
         let _held = self.busy.hold(&[key, name]);
         let Record { id, .. } = self.store.committable(key, name)?;
         let was_running = self.sessions.is_running(id);
-        if !self.sessions.stop(id) {
+        let sealed = self.sessions.seal(id);
+        if let Ok(false) = sealed {
             tracing::warn!(
                 key,
                 name,
                 "somebody still uses a snapshot that is being committed"
             );
         }
-        let committed = usage::measure(&self.layout.fs(id))
+        let committed = sealed
+            .and_then(|_| usage::measure(&self.layout.fs(id)))
             .and_then(|usage| dirs::sync_file_system(&self.layout, id).map(|()| usage))
             .and_then(|usage| self.store.commit(key, name, usage, labels).map(drop));
         let Err(error) = committed else { return Ok(()) };
