@@ -33,6 +33,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use self::handler::{Handler, MAX_IO};
 use crate::error::{Error, Result};
+use crate::sys::memory::keep_large_buffers_lazy;
 use crate::union::Union;
 
 /// The file system type in `/proc/mounts`: `fuse`, with a subtype for people.
@@ -127,6 +128,7 @@ impl Session {
         mountpoint: &Path,
         options: &SessionOptions,
     ) -> Result<Session> {
+        keep_large_buffers_lazy();
         let device_path = Path::new("/dev/fuse");
         let device = OpenOptions::new()
             .read(true)

@@ -6,12 +6,14 @@
 //! - [`caller`] creates things in another user's name.
 //! - [`handle`] turns files to handles that outlive names, and back.
 //! - [`copy`] copies data, keeping its holes.
+//! - [`memory`] keeps large buffers from taking memory that they don't use.
 
 pub(crate) mod beneath;
 pub(crate) mod caller;
 pub(crate) mod copy;
 pub(crate) mod dir;
 pub(crate) mod handle;
+pub(crate) mod memory;
 pub(crate) mod place;
 
 use rustix::fs::{FileType, Stat};

@@ -1,0 +1,28 @@
+//! How the process gets its memory.
+
+use std::sync::Once;
+
+/// Allocations from this size on are mappings of their own (bytes).
+const OWN_MAPPING: i32 = 4 << 20;
+
+/// Keeps large buffers lazy: untouched pages of one take no memory.
+///
+/// Each serving thread has a request buffer of 16 MiB (fuser's), of which a few pages are ever
+/// used. glibc takes such a buffer from a fresh mapping until the first one is freed; then it
+/// raises its limit for mappings, takes the next from the heap, and zeroes all of it (mallopt(3),
+/// `M_MMAP_THRESHOLD`). Measured with 100 containers: 10.7 MiB resident for each. A limit that is
+/// set does not move.
+pub(crate) fn keep_large_buffers_lazy() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        #[cfg(target_env = "gnu")]
+        {
+            // SAFETY: mallopt takes two plain numbers, and its lock.
+            #[allow(unsafe_code)]
+            let accepted = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING) };
+            if accepted == 0 {
+                tracing::debug!("the allocator keeps its own limit for mappings");
+            }
+        }
+    });
+}
