@@ -233,6 +233,21 @@ mod tests {
         assert_eq!(decode_origin(&wrong), None);
     }
 
+    proptest::proptest! {
+        /// What a layer says is read to the end or refused, and never leads out of the image.
+        #[test]
+        fn no_bytes_make_a_mark_that_climbs(value in proptest::collection::vec(0_u8.., 0..300)) {
+            let _ = parse_nlink_delta(&value);
+            if let Some(handle) = decode_origin(&value) {
+                proptest::prop_assert!(handle.bytes.len() < value.len());
+            }
+            if let Some(Redirect::Absolute(path) | Redirect::Sibling(path)) = parse_redirect(&value) {
+                let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+                proptest::prop_assert!(inside, "{path:?}");
+            }
+        }
+    }
+
     #[test]
     fn link_differences_are_signed() {
         assert_eq!(parse_nlink_delta(b"U+3"), Some(NlinkDelta(3)));
