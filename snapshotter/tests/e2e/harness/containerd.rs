@@ -13,6 +13,8 @@ use super::process::{Process, families, signal, wait_for};
 
 /// How long containerd may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_mins(1);
+/// How long processes may take to end after SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// Plugins that would look at the host or that no test needs.
 const DISABLED: &str = r#"disabled_plugins = [
   "io.containerd.grpc.v1.cri",
@@ -39,7 +41,7 @@ impl Containerd {
         let (root, state) = (dir.join("containerd"), dir.join("state"));
         let snippet = snippet.lines().filter(|line| !line.starts_with("version"));
         let config = format!(
-            "version = 2\nroot = '{}'\nstate = '{}'\n{DISABLED}\n[grpc]\naddress = '{}'\n{}\n",
+            "version = 2\nroot = '{}'\nstate = '{}'\n{DISABLED}\n[debug]\nlevel = 'warn'\n[grpc]\naddress = '{}'\n{}\n",
             root.display(),
             state.display(),
             containerd.socket().display(),
@@ -83,16 +85,25 @@ impl Containerd {
         self.dir.join("containerd.toml")
     }
 
-    /// Each shim is told our socket's path, by which it is known; the container is its child.
+    /// Each shim is told our socket's path, by which it is known; the container is its child, and
+    /// is waited for by it.
     fn kill_shims(&self) {
         let address = self.socket().to_string_lossy().into_owned();
-        for (shim, children) in families(&address) {
-            for pid in children {
-                signal(pid, Signal::KILL);
-            }
+        for pid in families(&address)
+            .into_iter()
+            .flat_map(|(_, children)| children)
+        {
+            signal(pid, Signal::KILL);
+        }
+        let _ = wait_for("the containers end", KILL_LIMIT, || {
+            families(&address)
+                .iter()
+                .all(|(_, children)| children.is_empty())
+        });
+        for (shim, _) in families(&address) {
             signal(shim, Signal::KILL);
         }
-        let _ = wait_for("the shims end", Duration::from_secs(10), || {
+        let _ = wait_for("the shims end", KILL_LIMIT, || {
             families(&address).is_empty()
         });
     }

@@ -216,10 +216,17 @@ struct Namespace(String);
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let groups = Path::new("/sys/fs/cgroup");
-        let _ = fs::remove_dir(groups.join(&self.0));
-        for controller in fs::read_dir(groups).into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(controller.path().join(&self.0));
+        let hierarchies = Path::new("/sys/fs/cgroup");
+        let controllers = fs::read_dir(hierarchies).into_iter().flatten().flatten();
+        for dir in controllers
+            .map(|entry| entry.path())
+            .chain([hierarchies.to_owned()])
+        {
+            let group = dir.join(&self.0);
+            for container in fs::read_dir(&group).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(container.path());
+            }
+            let _ = fs::remove_dir(group);
         }
     }
 }
