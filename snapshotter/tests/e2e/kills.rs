@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io::{Write as _, stderr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, mem};
@@ -20,11 +20,15 @@ use std::{env, mem};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::alone;
-use super::harness::{Api, Containerd, Daemon, Kind, Scratch, Snapshotter, mounts_below};
+use super::harness::{Api, Containerd, Daemon, Kind, Scratch, Snapshotter, mounts_below, wait_for};
 
+/// How long the script may take until a kill is due.
+const SCRIPT_LIMIT: Duration = Duration::from_mins(1);
 /// The script removes more than it makes above this number of snapshots.
 const CROWDED: usize = 16;
-/// The latest moment of a kill after the script goes on.
+/// The script makes fewer calls than this before the call that a kill meets.
+const CALLS_BETWEEN: u64 = 12;
+/// A kill comes at most so long after a call has begun: a few times as long as a call takes.
 const LATEST_KILL_MICROS: u64 = 60_000;
 
 #[test]
@@ -44,18 +48,22 @@ fn store_and_disk_agree_after_every_kill() -> Result<()> {
             chance: Chance(chance.next() | 1),
             state: mem::take(&mut state),
             killed: Arc::default(),
-            done: 0,
+            done: Arc::default(),
         };
-        let killed = Arc::clone(&script.killed);
+        let (killed, calls) = (Arc::clone(&script.killed), Arc::clone(&script.done));
         let worker = thread::spawn(move || script.run());
+        let enough = chance.below(CALLS_BETWEEN);
+        wait_for("the script makes its calls", SCRIPT_LIMIT, || {
+            calls.load(Ordering::SeqCst) >= enough || worker.is_finished()
+        })?;
         thread::sleep(Duration::from_micros(chance.below(LATEST_KILL_MICROS)));
         killed.store(true, Ordering::SeqCst);
         victim.kill();
         let Ok(told) = worker.join() else {
             bail!("the script panicked")
         };
-        let (possible, calls) = told.with_context(|| format!("seed {seed}, kill {kill}"))?;
-        done += calls;
+        let possible = told.with_context(|| format!("seed {seed}, kill {kill}"))?;
+        done += calls.load(Ordering::SeqCst);
         victim
             .start_again()
             .with_context(|| format!("seed {seed}, kill {kill}"))?;
@@ -253,13 +261,13 @@ struct Script {
     chance: Chance,
     state: State,
     killed: Arc<AtomicBool>,
-    done: usize,
+    done: Arc<AtomicU64>,
 }
 
 impl Script {
-    /// Returns the two states that a restart may show, and how many calls were acknowledged. A
-    /// call that fails while the daemon is alive is an error.
-    fn run(mut self) -> Result<([State; 2], usize)> {
+    /// Returns the two states that a restart may show. A call that fails while the daemon is
+    /// alive is an error.
+    fn run(mut self) -> Result<[State; 2]> {
         loop {
             let call = self.state.choose(&mut self.chance);
             let answer = match &call {
@@ -274,10 +282,10 @@ impl Script {
                 Err(_) => {
                     let mut after = self.state.clone();
                     after.apply(&call);
-                    return Ok(([self.state, after], self.done));
+                    return Ok([self.state, after]);
                 }
             }
-            self.done += 1;
+            self.done.fetch_add(1, Ordering::SeqCst);
         }
     }
 }
