@@ -1,14 +1,15 @@
 //! Copy-up: before something of the image is changed, the upper gets a copy of it.
 //!
 //! A copy is built in the work directory with everything that belongs to it (data, owner, mode,
-//! xattrs, times), made durable, and renamed to its place. A crash leaves the image's file or the
+//! xattrs, times), made durable if it has data, and renamed to its place. A crash leaves the image's file or the
 //! complete copy, never a mixture.
 //!
 //! **The hand-over.** A FUSE inode with a passthrough open is pinned to that backing file: an open
 //! with another one fails with EIO (fs/fuse/iomode.c). So a file that is copied up while handles
 //! are open gets a new node with the same `st_ino`; an `open` of the old node answers
 //! [`Error::HandedOver`] (ESTALE), and the VFS walks the path again and finds the new one. Old
-//! handles keep reading the image's file, as on overlayfs. Without open handles the node stays.
+//! handles keep reading the image's file; on overlayfs only their mappings do, and read(2) gets the
+//! new data (`docs/semantics.md`). Without open handles the node stays.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
