@@ -7,7 +7,7 @@
 //! | opaque | `trusted.overlay.opaque` = `y` on a directory | it hides the directory below |
 //! | redirect | `trusted.overlay.redirect` on a directory | it continues the directory at this path below |
 //! | origin | `trusted.overlay.origin` on a copied-up file | the file handle of the image's file |
-//! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin |
+//! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin, or redirected directories |
 //! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`NlinkDelta`] |
 
 use std::ffi::OsStr;

@@ -19,7 +19,8 @@ impl NodeId {
     pub const ROOT: NodeId = NodeId(1);
 }
 
-/// `st_ino`: it never changes while the file lives, not by copy-up and not by a remount.
+/// `st_ino`: it never changes while the file lives, not by copy-up and, on file systems with file
+/// handles, not by a remount.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Ino(pub u64);
 

@@ -10,7 +10,7 @@
 //! - the image never changes; whatever is changed is copied up first (`copy_up`);
 //! - what was copied up stays so: a node's `upper` only turns from false to true;
 //! - every step on the upper is atomic, and a crash between two steps shows the state before or
-//!   after (`docs/architecture.md`, "What a crash leaves").
+//!   after (`docs/architecture.md`, "What a crash leaves", which names the exceptions).
 
 mod attr;
 mod copy_up;

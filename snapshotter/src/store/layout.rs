@@ -4,9 +4,12 @@
 //! <root>/                   0700: nobody but root reaches what is mounted below
 //!   lock                    held (flock) by the one process that may change the root
 //!   metadata.redb           the store
+//!   metadata.redb.new       the store while it is made for the first time
+//!   probe/                  what the file system can do; only while a start tests it
 //!   snapshots/              0700
 //!     <id>/fs               what the snapshot itself holds: a layer, or a container's upper
-//!     <id>/work             scratch space beside it, of active snapshots
+//!     <id>/work             scratch space beside it, made for active snapshots; a committed one
+//!                           may still have it
 //!     new-<id>/             a snapshot that is being made
 //!     trash-<id>/           a snapshot that is being deleted
 //!   mounts/                 0700
