@@ -1,7 +1,7 @@
 //! What can go wrong in the union, as types.
 //!
 //! A system call that failed is [`Error::Io`] and keeps its errno; the rest are the union's own
-//! refusals. [`crate::errno`] is the one place that turns an error into an errno.
+//! refusals. `errno.rs` is the one place that turns an error into an errno.
 
 use std::io;
 use std::path::PathBuf;
