@@ -28,6 +28,7 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 const REDIRECT: &str = "trusted.overlay.redirect";
 const ORIGIN: &str = "trusted.overlay.origin";
 const IMPURE: &str = "trusted.overlay.impure";
+const METACOPY: &str = "trusted.overlay.metacopy";
 const NLINK: &str = "trusted.overlay.nlink";
 
 /// The device number of a whiteout: major 0, minor 0.
@@ -158,6 +159,12 @@ pub(crate) fn set_origin(file: &Place, origin: &FileHandle) -> Result<(), Errno>
         &encode_origin(origin),
         XattrFlags::empty(),
     )
+}
+
+/// Whether a file has its attributes here and its data elsewhere, as overlayfs leaves it with
+/// `metacopy=on`. The union writes no such file and can't read one: its data here are zeros.
+pub(crate) fn is_metacopy(file: &Place) -> Result<bool, Errno> {
+    Ok(file.xattr(OsStr::new(METACOPY))?.is_some())
 }
 
 /// How many links a file has in the union more than on the upper's file system. Some of its names

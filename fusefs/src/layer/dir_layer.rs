@@ -153,7 +153,14 @@ impl Layer for DirLayer {
         if kind_of(&fstat(&file)?) != FileKind::Regular {
             return Err(self.bad(path, "the file changed its kind while the layer was in use"));
         }
-        Ok(File::from(file))
+        let file = Arc::new(file);
+        if marks::is_metacopy(&Place::Fd(Arc::clone(&file)))? {
+            return Err(self.bad(
+                path,
+                "its data are elsewhere (metacopy=on is not supported)",
+            ));
+        }
+        Arc::into_inner(file).map(File::from).ok_or(Error::Invalid)
     }
 
     fn file_system(&self) -> Option<BorrowedFd<'_>> {

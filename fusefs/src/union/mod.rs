@@ -27,6 +27,7 @@ use std::ffi::OsStr;
 use std::num::NonZeroUsize;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
@@ -58,6 +59,8 @@ pub struct Union {
     handles: Handles,
     /// Shared by whoever uses names, exclusive for whoever changes them.
     names: RwLock<()>,
+    /// Whether the upper became a layer, which nobody may change.
+    sealed: AtomicBool,
     /// Upper directories, opened with `O_PATH`.
     dirs: Mutex<LruCache<NodeId, Arc<OwnedFd>>>,
 }
@@ -96,6 +99,7 @@ impl Union {
             nodes: NodeTable::new(root),
             handles: Handles::default(),
             names: RwLock::new(()),
+            sealed: AtomicBool::new(false),
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
         })
     }
@@ -127,6 +131,14 @@ impl Union {
 
     /// The upper, for whoever wants to change something.
     fn writable(&self) -> Result<&Upper> {
+        if self.sealed.load(Ordering::Acquire) {
+            return Err(Error::ReadOnly);
+        }
+        self.upper()
+    }
+
+    /// The upper, to look at.
+    fn upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or(Error::ReadOnly)
     }
 
@@ -143,7 +155,7 @@ impl Union {
             return Ok(Some(link.clone()));
         }
         if node.id == NodeId::ROOT {
-            let upper = self.writable()?;
+            let upper = self.upper()?;
             return Ok(Some(Place::Fd(Arc::clone(upper.root()))));
         }
         let Some(name) = state.names.first().cloned() else {

@@ -10,6 +10,7 @@ use super::Union;
 use super::attr::{clear_set_id, place_of_file};
 use crate::error::{Error, Result};
 use crate::inode::{Backing, FileHandleState, Handle, Node};
+use crate::marks;
 use crate::sys::place::Place;
 use crate::types::{Caller, Fh, FileKind, NodeId};
 
@@ -245,6 +246,7 @@ impl Union {
         work: impl FnOnce(&FileHandleState) -> Result<T>,
     ) -> Result<T> {
         self.with_file(fh, |file| {
+            self.writable()?;
             if file.writable {
                 work(file)
             } else {
@@ -257,6 +259,13 @@ impl Union {
 /// For reading and writing, so that all handles can share it; for reading alone where the file
 /// can't be written (immutable, or being a swap file).
 fn open_upper(place: &Place) -> Result<std::fs::File> {
+    if marks::is_metacopy(place)? {
+        tracing::error!(
+            ?place,
+            "its data are elsewhere (overlayfs's metacopy=on is not supported)"
+        );
+        return Err(Errno::IO.into());
+    }
     match place.open_file(OFlags::RDWR) {
         Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY | Errno::ROFS) => {
             Ok(place.open_file(OFlags::RDONLY)?)

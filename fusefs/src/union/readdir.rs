@@ -152,7 +152,7 @@ impl Union {
         }
         if let Some(dir) = self.upper_dir_if_any(node)? {
             let impure = is_impure(node, &dir)?;
-            let device = self.writable()?.device();
+            let device = self.upper()?.device();
             for raw in read_dir(dir.as_fd())? {
                 let whiteout = raw.kind == FileKind::CharDevice
                     && marks::is_whiteout(&Place::at(&dir, &raw.name).stat()?);

@@ -113,7 +113,7 @@ impl Union {
             && let Some((key, ino)) = self.origin_of(&place)?
         {
             found.attr.ino = ino;
-            found.link = self.writable()?.links().get(key.0, key.1);
+            found.link = self.upper()?.links().get(key.0, key.1);
             if found.link.is_some() {
                 found.attr.nlink = union_nlink(&place, stat)?;
             }

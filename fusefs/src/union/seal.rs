@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::rename::materialise;
 use super::resolve::union_nlink;
@@ -13,16 +14,26 @@ use super::{Union, make_impure};
 use crate::error::Result;
 use crate::inode::Node;
 use crate::types::{FileKind, Ino, NodeId};
+use crate::upper::Upper;
 
 impl Union {
-    /// Makes the upper complete without its work directory. Needs to walk the image only if a file
-    /// with hard links was copied up and has names left that are not.
+    /// Makes the upper complete without its work directory, and read-only: whoever still uses the
+    /// union gets EROFS from now on. (A descriptor that was opened for writing before, with
+    /// passthrough, writes without asking us.)
     ///
-    /// Nobody may change the union meanwhile.
+    /// Needs to walk the image only if a file with hard links was copied up and has names left
+    /// that are not.
     pub fn seal(&self) -> Result<()> {
         let Some(upper) = &self.upper else {
             return Ok(());
         };
+        self.complete(upper)?;
+        let _names = self.names.write();
+        self.sealed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn complete(&self, upper: &Upper) -> Result<()> {
         let mut pending = HashSet::new();
         for ((device, ino), link) in upper.links().places() {
             let stat = link.stat()?;

@@ -182,6 +182,9 @@ fn hard_links_of_the_image_stay_links_over_a_restart_and_after_sealing() {
         union.unlink(NodeId::ROOT, OsStr::new("a")).unwrap();
         assert_eq!(walk(&union, "b").attr.nlink, 2);
         union.seal().unwrap();
+        let late = union.unlink(NodeId::ROOT, OsStr::new("b")).unwrap_err();
+        assert!(matches!(late, Error::ReadOnly), "{late}");
+        assert_eq!(read(&union, "b"), "Image");
     }
     // As a layer, without its work directory.
     let layers = [bed.path("upper"), bed.path("lower")];
@@ -276,6 +279,22 @@ fn a_new_file_over_a_whiteout_never_shows_the_image_again() {
     );
     let owner = fs::metadata(bed.path("upper/d")).unwrap();
     assert_eq!((owner.uid(), owner.mode() & 0o7777), (0, 0o755));
+}
+
+#[test]
+fn a_file_whose_data_are_elsewhere_is_an_error_and_not_zeros() {
+    let bed = Bed::new();
+    bed.lower("file", "");
+    let layer = crate::sys::beneath::open_root(&bed.path("lower")).unwrap();
+    let place = Place::at(&Arc::new(layer), OsStr::new("file"));
+    let name = OsStr::new("trusted.overlay.metacopy");
+    place
+        .set_xattr(name, b"", rustix::fs::XattrFlags::empty())
+        .unwrap();
+    let union = bed.union();
+    let file = walk(&union, "file").node;
+    let error = union.open(ROOT, file, OFlags::RDONLY).unwrap_err();
+    assert_eq!(error.errno(), rustix::io::Errno::IO, "{error}");
 }
 
 #[test]
