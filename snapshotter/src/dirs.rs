@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::store::layout::{Layout, PRIVATE};
 use crate::store::records::Kind;
+use crate::trees;
 
 /// The mode of a root directory that has no parent to take it from.
 const ROOT_MODE: u32 = 0o755;
@@ -89,11 +90,7 @@ pub(crate) fn discard(layout: &Layout, id: u64) {
 
 /// Deletes a tree; says whether it was there and is gone.
 pub(crate) fn remove(tree: &Path) -> bool {
-    let removed = match fs::symlink_metadata(tree) {
-        Ok(meta) if !meta.is_dir() => fs::remove_file(tree),
-        _ => fs::remove_dir_all(tree),
-    };
-    match removed {
+    match trees::remove(tree) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => {

@@ -11,7 +11,8 @@
 //! - [`mounts`] turns a record into what containerd is told to mount.
 //! - [`serve`] keeps the running sessions; `chains` shares one image among them.
 //! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
-//!   `dirs` makes and discards the directories of one snapshot.
+//!   `dirs` makes and discards the directories of one snapshot (`trees` deletes what containers
+//!   made in them).
 //! - [`check`] and [`status`] are what a person asks, [`config`] what a person says.
 //! - [`error`] is what can go wrong, and the one map to gRPC's codes.
 
@@ -34,6 +35,7 @@ pub mod status;
 pub mod store;
 #[cfg(test)]
 mod testing;
+mod trees;
 pub mod usage;
 
 pub use error::{Error, Result};
