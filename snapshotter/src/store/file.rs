@@ -1,6 +1,7 @@
 //! The file of the store: made whole or not at all, never replaced, checked when it is opened.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
@@ -13,6 +14,9 @@ use crate::error::{Error, Result};
 
 /// Memory for pages of the store. redb would take up to a gibibyte.
 const CACHE_BYTES: usize = 8 << 20;
+
+/// Nobody but root reads or writes the store.
+const FILE_MODE: u32 = 0o600;
 
 /// Makes the store of a new root: under another name, so that there is never half a store.
 pub(super) fn create(layout: &Layout) -> Result<()> {
@@ -28,6 +32,15 @@ pub(super) fn create(layout: &Layout) -> Result<()> {
     if new.exists() {
         fs::remove_file(&new).map_err(Error::io("cannot remove", &new))?;
     }
+    // Made here, for its mode: redb would leave that to the umask.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(FILE_MODE)
+        .open(&new)
+        .map_err(Error::io("cannot create", &new))?;
+    drop(file);
     let database = builder().create(&new).map_err(|error| fault(&new, error))?;
     tables::create(&new, &database)?;
     drop(database);

@@ -69,6 +69,10 @@ pub(super) fn in_transaction<T>(
     transaction
         .set_durability(Durability::Immediate)
         .map_err(fault(path))?;
+    // One more fsync, and then a transaction that does not verify is damage and no crash. Without
+    // it redb opens such a file as it was one transaction earlier, and says nothing: a snapshot
+    // that was acknowledged would be an orphan, which the start deletes.
+    transaction.set_two_phase_commit(true);
     let answer = {
         let mut writer = Writer {
             path,

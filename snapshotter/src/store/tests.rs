@@ -120,6 +120,18 @@ fn update_changes_what_the_paths_name() {
 }
 
 #[test]
+fn only_root_reads_the_file() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (layout, _store) = store(dir.path());
+    let mode = fs::metadata(layout.store())
+        .expect("stat")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o600);
+}
+
+#[test]
 fn a_damaged_file_is_named_and_left_alone() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (layout, store) = store(dir.path());
@@ -163,6 +175,47 @@ fn a_damaged_file_is_named_and_left_alone() {
     fs::write(&path, &whole).expect("write");
     let store = Store::open(&layout, 0).expect("the whole file opens");
     assert_eq!(store.ids().expect("ids").len(), 50);
+}
+
+/// A snapshot that a damaged store has forgotten would be an orphan, and deleted.
+#[test]
+fn a_damaged_page_never_takes_a_snapshot_back() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (layout, store) = store(dir.path());
+    for number in 0..20 {
+        add(&store, &format!("key {number}"), None).expect("create");
+    }
+    let path = layout.store();
+    let crashed = fs::read(&path).expect("read");
+    drop(store);
+    let closed = fs::read(&path).expect("read");
+    let mut refused = 0;
+    for (what, whole) in [("crashed", crashed), ("closed", closed)] {
+        for at in (64..whole.len()).step_by(512) {
+            let mut bytes = whole.clone();
+            bytes[at..(at + 40).min(whole.len())]
+                .iter_mut()
+                .for_each(|byte| *byte ^= 0x5a);
+            fs::write(&path, &bytes).expect("write");
+            match Store::open(&layout, 0) {
+                Ok(store) => {
+                    assert_eq!(store.ids().expect("ids").len(), 20, "{what}, {at}");
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(
+                        matches!(error, Error::CorruptStore { .. }),
+                        "{what}, {at}: {error:?}"
+                    );
+                    assert!(
+                        fs::read(&path).expect("read") == bytes,
+                        "{what}, {at}: the file was changed"
+                    );
+                }
+            }
+        }
+    }
+    assert!(refused > 0, "some of it was needed");
 }
 
 #[test]
