@@ -1,4 +1,5 @@
-//! Deletes what no snapshot refers to: directories of snapshots that are not in the store.
+//! Deletes what no snapshot refers to: directories of snapshots that are not in the store, and work
+//! directories of snapshots that were committed.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,6 +10,7 @@ use crate::dirs;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::layout::{Entry, Layout};
+use crate::store::records::Kind;
 
 /// Deletes orphans and answers what it deleted. `making` holds the numbers of snapshots that are
 /// being made right now: their directories exist before the store knows them.
@@ -29,6 +31,13 @@ pub(crate) fn run(
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
     let known = store.ids()?;
+    let mut committed = Vec::new();
+    store.walk(&mut |info| {
+        if info.record.kind == Kind::Committed {
+            committed.push(info.record.id);
+        }
+        Ok(())
+    })?;
     let mut removed = Vec::new();
     for name in listed {
         let path = dir.join(&name);
@@ -42,6 +51,11 @@ pub(crate) fn run(
         }
         if dirs::remove(&path) {
             removed.push(path);
+        }
+    }
+    for id in committed {
+        if dirs::discard_work(layout, id) {
+            removed.push(layout.work(id));
         }
     }
     Ok(removed)

@@ -73,6 +73,12 @@ pub(crate) fn sync_file_system(layout: &Layout, id: u64) -> Result<()> {
     rustix::fs::syncfs(&dir).map_err(Error::io("cannot sync the file system of", &path))
 }
 
+/// Deletes the work directory of a snapshot that was committed: a layer has no use for it. What a
+/// crash or an error leaves is deleted by the next cleanup, or the next start.
+pub(crate) fn discard_work(layout: &Layout, id: u64) -> bool {
+    remove(&layout.work(id))
+}
+
 /// Deletes the directories of a snapshot that the store does not know (any more). What can't be
 /// deleted now is deleted by the next cleanup, or the next start.
 pub(crate) fn discard(layout: &Layout, id: u64) {

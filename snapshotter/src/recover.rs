@@ -8,6 +8,7 @@
 //! | --- | --- | --- |
 //! | `Prepare`, `View` | `new-<id>`, or `<id>` that the store does not know, perhaps mounted | detached, deleted |
 //! | `Commit` | an active snapshot that is not mounted | active still: mounted again |
+//! | | a committed snapshot with a `work` directory | that is deleted |
 //! | `Remove` | `<id>` or `trash-<id>` that the store does not know, perhaps mounted | detached, deleted |
 //!
 //! A snapshot that can't be mounted is reported and does not stop the others.

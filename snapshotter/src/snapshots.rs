@@ -116,11 +116,14 @@ impl Snapshots {
             .and_then(|_| usage::measure(&self.layout.fs(id)))
             .and_then(|usage| dirs::sync_file_system(&self.layout, id).map(|()| usage))
             .and_then(|usage| self.store.commit(key, name, usage, labels).map(drop));
-        let Err(error) = committed else { return Ok(()) };
         // A transaction that failed while it was made durable may have happened.
-        if self.has_happened(name, id) == Some(true) {
+        let Err(error) = committed.or_else(|error| match self.has_happened(name, id) {
+            Some(true) => Ok(()),
+            _ => Err(error),
+        }) else {
+            dirs::discard_work(&self.layout, id);
             return Ok(());
-        }
+        };
         if was_running && let Err(error) = self.mounts_of_held(key) {
             tracing::warn!(key, %error, "cannot mount a snapshot again that was not committed");
         }

@@ -43,6 +43,7 @@ fn a_container_has_a_mount_for_as_long_as_it_is_active() {
     assert_eq!(mounter.names(), ["2"]);
     assert_eq!(all.mounts("run").expect("mounts"), mounts);
     all.commit("saved", "run", &none()).expect("commit");
+    assert!(!all.layout.work(1).exists() && !all.layout.work(2).exists());
     assert!(mounter.names().is_empty());
     assert!(!all.layout.mount(2).exists());
     assert_eq!(
@@ -204,6 +205,22 @@ fn a_restart_mounts_what_is_in_use_and_clears_the_rest() {
     all.remove("lost").expect("what is lost can be removed");
     let id = all.store.allocate();
     assert!(id > 99, "{id} was on the disk once");
+    drop(all);
+    whole(dir.path());
+}
+
+#[test]
+fn a_work_directory_that_a_commit_left_is_no_damage_and_goes() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    layer(&all, "base", "");
+    let (layout, work) = (all.layout.clone(), all.layout.work(1));
+    drop(all);
+    fs::create_dir_all(work.join("work/#3")).expect("mkdir");
+    whole(dir.path());
+    let (all, _, report) = open(dir.path());
+    assert_eq!(report.removed, [work]);
+    assert!(layout.fs(1).exists());
     drop(all);
     whole(dir.path());
 }
