@@ -22,8 +22,8 @@ use crate::store::layout::{Entry, Layout};
 use crate::store::records::{Info, Kind, Labels, Record, Usage};
 use crate::{cleanup, dirs, usage};
 
-/// The longest key, in bytes. containerd's are a few hundred bytes at most.
-const LONGEST_KEY: usize = 4096;
+/// A key of so many bytes is too long. containerd's are a few hundred bytes at most.
+const TOO_LONG_KEY: usize = 4096;
 
 /// The longest label with its value, in bytes: the limit of containerd's API.
 const LONGEST_LABEL: usize = 4096;
@@ -373,8 +373,8 @@ fn greatest_id(layout: &Layout) -> Result<u64> {
 fn check_key(what: &'static str, key: &str) -> Result<()> {
     let reason = if key.is_empty() {
         "is empty: every snapshot needs one"
-    } else if key.len() > LONGEST_KEY {
-        "is longer than 4096 bytes"
+    } else if key.len() >= TOO_LONG_KEY {
+        "is longer than 4095 bytes"
     } else if key.chars().any(char::is_control) {
         "holds control characters"
     } else {

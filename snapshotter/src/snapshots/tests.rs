@@ -101,7 +101,7 @@ fn the_root_of_a_child_is_owned_like_its_parents() {
 fn keys_and_labels_are_checked() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (all, _, _) = open(dir.path());
-    let (longest, longer) = ("k".repeat(4096), "k".repeat(4097));
+    let (longest, longer) = ("k".repeat(4095), "k".repeat(4096));
     for key in ["", "a\nb", "a\0", "a\u{85}", &longer] {
         let error = all.prepare(key, "", &none()).expect_err("refused");
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
