@@ -173,8 +173,10 @@ impl Sessions {
         if self.is_running(id) {
             return Ok(());
         }
-        // One that died still sits on its mount point.
-        drop(locked(&self.own).remove(&id));
+        // One that died still sits on its mount point. It is ended without the lock: in one
+        // statement, the guard would live until the mount is detached.
+        let dead = locked(&self.own).remove(&id);
+        drop(dead);
         let upper = (self.layout.fs(id), self.layout.work(id));
         let running = self.mount(id, chain, Some(upper))?;
         locked(&self.own).insert(id, running);
