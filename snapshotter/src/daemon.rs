@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -24,6 +24,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Only root may speak to the socket: whoever does can mount anything.
 const SOCKET_MODE: u32 = 0o600;
+
+/// The mode of the socket's directory, if it has to be made.
+const SOCKET_DIR_MODE: u32 = 0o711;
 
 /// What the daemon is to do.
 #[derive(Clone, Debug)]
@@ -143,7 +146,9 @@ impl Socket {
         let new = PathBuf::from(new);
         let bound = (|| -> io::Result<(Socket, UnixListener)> {
             if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-                fs::create_dir_all(dir)?;
+                // Whatever the umask: who may write here may put another socket into our place.
+                let mut builder = fs::DirBuilder::new();
+                builder.recursive(true).mode(SOCKET_DIR_MODE).create(dir)?;
             }
             match fs::remove_file(&new) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
