@@ -35,7 +35,8 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else if status.snapshots.is_empty() {
-        println!("no snapshots in {}", config.root.display());
+        // Not the root's name: a daemon that answered may have another root than the one given.
+        println!("no snapshots");
     } else {
         println!("{}", table(&status.snapshots));
     }
