@@ -379,7 +379,7 @@ fn check_key(what: &'static str, key: &str) -> Result<()> {
     let reason = if key.is_empty() {
         "is empty: every snapshot needs one"
     } else if key.len() >= TOO_LONG_KEY {
-        "is longer than 4095 bytes"
+        "has 4096 bytes or more: at most 4095 are allowed"
     } else if key.chars().any(char::is_control) {
         "holds control characters"
     } else {

@@ -214,7 +214,7 @@ async fn every_refusal_has_its_code() {
     refused(
         client.prepare(&"ä".repeat(2049), "").await,
         Code::InvalidArgument,
-        "4096 bytes",
+        "at most 4095",
     );
     let long = "v".repeat(4096);
     let answer = client.prepare_with("x", "", &[("l", &long)]).await;
