@@ -192,3 +192,39 @@ fn mount_says_what_is_wrong() {
         assert!(error.contains(wanted), "{options}: {error}");
     }
 }
+
+#[test]
+fn an_open_umask_opens_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::TempDir::new().expect("tempdir");
+    let path = |name: &str| dir.path().join(name);
+    let mut daemon = Command::new("sh")
+        .args([
+            "-c",
+            "umask 000; exec \"$0\" serve --root \"$1\" --address \"$2\"",
+        ])
+        .arg(env!("CARGO_BIN_EXE_lamina"))
+        .args([path("root"), path("run/lamina.sock")])
+        .spawn()
+        .expect("spawn");
+    for _ in 0..500 {
+        if path("run/lamina.sock").exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    for (name, wanted) in [
+        ("root", 0o700),
+        ("root/snapshots", 0o700),
+        ("root/mounts", 0o700),
+        ("root/lock", 0o600),
+        ("root/metadata.redb", 0o600),
+        ("run", 0o711),
+        ("run/lamina.sock", 0o600),
+    ] {
+        let mode = fs::symlink_metadata(path(name)).map(|meta| meta.permissions().mode());
+        assert_eq!(mode.expect(name) & 0o7777, wanted, "{name}");
+    }
+    daemon.kill().expect("kill");
+    daemon.wait().expect("wait");
+}
