@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -148,6 +149,9 @@ pub struct Sessions {
     own: Mutex<HashMap<u64, Box<dyn Running>>>,
     /// Sessions of views, by chain. Lock order: the table, and without it a slot.
     shared: Mutex<HashMap<u64, Arc<Mutex<Shared>>>>,
+    /// Set by [`Sessions::stop_all`] before it takes either lock, and read under one: a verb that
+    /// outlives the daemon's patience leaves no mount behind.
+    closed: AtomicBool,
 }
 
 impl Sessions {
@@ -158,6 +162,7 @@ impl Sessions {
             mounter,
             own: Mutex::default(),
             shared: Mutex::default(),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -179,7 +184,14 @@ impl Sessions {
         drop(dead);
         let upper = (self.layout.fs(id), self.layout.work(id));
         let running = self.mount(id, chain, Some(upper))?;
-        locked(&self.own).insert(id, running);
+        let mut own = locked(&self.own);
+        if let Err(stopping) = self.check_open() {
+            drop(own);
+            drop(running);
+            self.remove_mount_point(id);
+            return Err(stopping);
+        }
+        own.insert(id, running);
         Ok(())
     }
 
@@ -213,7 +225,10 @@ impl Sessions {
         let Some(&top) = chain.first() else {
             return Ok(());
         };
-        let slot = Arc::clone(locked(&self.shared).entry(top).or_default());
+        let mut table = locked(&self.shared);
+        self.check_open()?;
+        let slot = Arc::clone(table.entry(top).or_default());
+        drop(table);
         let mut shared = locked(&slot);
         if !shared
             .running
@@ -255,8 +270,9 @@ impl Sessions {
         }
     }
 
-    /// Ends everything, without waiting for anybody.
+    /// Ends everything, without waiting for anybody. Nothing can be started afterwards.
     pub fn stop_all(&self) {
+        self.closed.store(true, Ordering::SeqCst);
         let own: Vec<_> = locked(&self.own).drain().collect();
         let shared: Vec<_> = locked(&self.shared).drain().collect();
         for (id, running) in own {
@@ -267,6 +283,13 @@ impl Sessions {
             locked(&slot).running = None;
             self.remove_mount_point(top);
         }
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::Broken("Lamina is stopping".to_owned()));
+        }
+        Ok(())
     }
 
     fn mount(

@@ -226,6 +226,20 @@ fn a_work_directory_that_a_commit_left_is_no_damage_and_goes() {
 }
 
 #[test]
+fn nothing_is_mounted_after_the_close() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, mounter, _) = open(dir.path());
+    layer(&all, "base", "");
+    all.close();
+    all.prepare("late", "base", &none()).expect_err("closed");
+    all.view("late", "base", &none()).expect_err("closed");
+    assert!(mounter.names().is_empty());
+    assert_eq!(fs::read_dir(all.layout.mounts()).expect("list").count(), 0);
+    drop(all);
+    whole(dir.path());
+}
+
+#[test]
 fn cleanup_removes_orphans_but_nothing_in_the_making() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (all, _, _) = open(dir.path());
