@@ -64,20 +64,30 @@ impl Union {
 
     /// Makes sure that the upper has a directory (without its entries) and all directories above.
     pub(super) fn copy_up_dir(&self, node: &Arc<Node>) -> Result<()> {
-        let upper = self.writable()?;
-        if node.in_upper() {
-            return Ok(());
+        self.writable()?;
+        // A list and no recursion: an image may be deeper than a stack.
+        let mut missing = Vec::new();
+        let mut at = Arc::clone(node);
+        while !at.in_upper() {
+            // A directory that was removed meanwhile has no name to be copied up to.
+            let name = at.state.lock().names.first().cloned();
+            missing.push(at);
+            at = name.ok_or(Error::NotFound)?.parent;
         }
-        // A directory that was removed meanwhile has no name to be copied up to.
-        let name = node.state.lock().names.first().cloned();
-        let name = name.ok_or(Error::NotFound)?;
-        self.copy_up_dir(&name.parent)?;
+        while let Some(dir) = missing.pop() {
+            self.copy_up_one_dir(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the upper has a directory, where it has the one above.
+    fn copy_up_one_dir(&self, node: &Arc<Node>) -> Result<()> {
         let _copy = node.copy.lock();
         if node.in_upper() {
             return Ok(());
         }
         let image = node.image().ok_or(Error::NotFound)?;
-        let copy = Copy::make(self, upper, image, true)?;
+        let copy = Copy::make(self, self.writable()?, image, true)?;
         let _names = self.names.read();
         let name = node.state.lock().names.first().cloned();
         let name = name.ok_or(Error::NotFound)?;

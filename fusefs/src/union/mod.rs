@@ -37,7 +37,7 @@ pub use open::{Opened, Whence};
 
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageId, InoMap};
-use crate::inode::{Handles, Node, NodeTable, State};
+use crate::inode::{Handles, Name, Node, NodeTable, State};
 use crate::marks;
 use crate::sys::place::Place;
 use crate::types::{FileKind, NodeId};
@@ -172,19 +172,45 @@ impl Union {
     }
 
     /// An `O_PATH` descriptor of a directory's upper part, which must exist.
+    ///
+    /// A loop and no recursion: how deep a tree is, is up to the container, and a stack that
+    /// overflows takes the whole process down.
     fn upper_dir(&self, node: &Node) -> Result<Arc<OwnedFd>> {
-        if let Some(dir) = self.dirs.lock().get(&node.id) {
-            return Ok(Arc::clone(dir));
-        }
-        let dir = match self.upper_place(node)? {
-            Place::Fd(dir) => dir,
-            Place::At(parent, name) => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                Arc::new(openat(&parent, &name, flags, Mode::empty())?)
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Upwards to the first directory that is open, then down again.
+        let mut below: Vec<(NodeId, Name)> = Vec::new();
+        let mut dir = loop {
+            let parent = below.last().map(|(_, name)| Arc::clone(&name.parent));
+            let at = parent.as_deref().unwrap_or(node);
+            if let Some(dir) = self.open_upper_dir(at)? {
+                break dir;
             }
+            let name = at.state.lock().names.first().cloned();
+            below.push((at.id, name.ok_or(Error::NotFound)?));
         };
-        self.dirs.lock().put(node.id, Arc::clone(&dir));
+        while let Some((id, name)) = below.pop() {
+            dir = Arc::new(openat(&dir, &name.name, flags, Mode::empty())?);
+            self.dirs.lock().put(id, Arc::clone(&dir));
+        }
         Ok(dir)
+    }
+
+    /// A directory's upper part, if a descriptor of it is at hand; an error if it has none.
+    fn open_upper_dir(&self, node: &Node) -> Result<Option<Arc<OwnedFd>>> {
+        if let Some(dir) = self.dirs.lock().get(&node.id) {
+            return Ok(Some(Arc::clone(dir)));
+        }
+        let state = node.state.lock();
+        if let Some(orphan) = &state.orphan {
+            return Ok(Some(Arc::clone(orphan)));
+        }
+        if !state.upper {
+            return Err(Error::NotFound);
+        }
+        if node.id == NodeId::ROOT {
+            return Ok(Some(Arc::clone(self.writable()?.root())));
+        }
+        Ok(None)
     }
 
     /// The upper part of a directory, if it has one.

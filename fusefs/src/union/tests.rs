@@ -320,3 +320,32 @@ fn without_an_upper_nothing_can_be_changed() {
     );
     assert_eq!(read(&union, "file"), "image");
 }
+
+/// A thread of the session has a stack of 2 MiB; these have less, to need fewer directories.
+#[test]
+fn a_tree_deeper_than_the_stack_is_used_and_dropped() {
+    const DEPTH: usize = 1_500;
+    let bed = Bed::new();
+    let deep: Vec<_> = (0..DEPTH).map(|_| "d").collect();
+    let mut at = rustix::fs::open(bed.path("lower"), OFlags::DIRECTORY, Mode::empty()).unwrap();
+    for name in &deep {
+        rustix::fs::mkdirat(&at, *name, Mode::RWXU).unwrap();
+        at = openat(&at, *name, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    let union = bed.union();
+    let work = move || {
+        let mut at = NodeId::ROOT;
+        for name in deep {
+            at = union.lookup(at, OsStr::new(name)).unwrap().unwrap().node;
+        }
+        // All are copied up, from the top down.
+        union.mkdir(ROOT, at, OsStr::new("new"), 0o755).unwrap();
+        // None is open any more.
+        union.dirs.lock().clear();
+        union.mkdir(ROOT, at, OsStr::new("other"), 0o755).unwrap();
+        assert!(union.lookup(at, OsStr::new("new")).unwrap().is_some());
+        drop(union);
+    };
+    let small = std::thread::Builder::new().stack_size(128 << 10);
+    small.spawn(work).unwrap().join().unwrap();
+}
