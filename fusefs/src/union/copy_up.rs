@@ -96,20 +96,39 @@ impl Union {
         Ok(())
     }
 
+    /// Gives a complete copy of a file its name. The directory is marked first: a file with an
+    /// origin in one without the mark would have another inode number after a crash.
+    fn install_at(&self, copy: &Copy<'_>, name: &Name) -> Result<()> {
+        make_impure(&name.parent, &self.upper_dir(&name.parent)?)?;
+        copy.publish(self, name)
+    }
+
     /// Puts a complete copy of a file in its place and hands the node over if it must.
     fn install(&self, node: &Arc<Node>, copy: &Copy<'_>) -> Result<Arc<Node>> {
         let _names = self.names.read();
         let name = node.state.lock().names.first().cloned();
         let link = copy.index_link(self)?;
-        let mut orphan = None;
-        match &name {
-            Some(name) => {
-                let dir = copy.publish(self, name)?;
-                make_impure(&name.parent, &dir)?;
-            }
+        let installed = match &name {
+            Some(name) => self.install_at(copy, name).map(|()| None),
             // The file was removed; whoever still holds it gets a copy without a name.
-            None => orphan = Some(Arc::new(copy.place().open_path()?)),
-        }
+            None => (copy.place().open_path())
+                .map(|file| Some(Arc::new(file)))
+                .map_err(Error::from),
+        };
+        let orphan = match (installed, &link) {
+            (Ok(orphan), link) => {
+                if let Some(link) = link {
+                    copy.count_links(link);
+                }
+                orphan
+            }
+            (Err(error), None) => return Err(error),
+            // All or nothing: the names that the image alone has must not lead to it either.
+            (Err(error), Some(link)) => {
+                copy.upper.links().remove(link)?;
+                return Err(error);
+            }
+        };
         let mut state = node.state.lock();
         let after = State {
             names: state.names.clone(),
@@ -203,25 +222,39 @@ impl<'u> Copy<'u> {
         let Some(handle) = self.handle.as_ref().filter(|_| self.attr.nlink > 1) else {
             return Ok(None);
         };
-        // Two links on the file system (the name and the index's) stand for all of the image's.
-        let delta = NlinkDelta(i64::from(self.attr.nlink) - 2);
+        // Until the copy has its name, the index's own link stands for all of the image's: what a
+        // crash leaves is complete. See `count_links`.
+        let delta = NlinkDelta(i64::from(self.attr.nlink) - 1);
         marks::set_nlink_delta(&self.place(), delta)?;
         let (device, ino) = union.image.link_key(self.image)?;
         let links = self.upper.links();
         Ok(Some(links.insert(device, ino, handle, &self.place())?))
     }
 
+    /// Counts the name that an indexed copy has got: two links on the file system (the name and
+    /// the index's) stand for all of the image's. Without it the count is too high, and the file
+    /// stays in the index when its last name goes.
+    fn count_links(&self, link: &Place) {
+        let delta = NlinkDelta(i64::from(self.attr.nlink) - 2);
+        if let Err(error) = marks::set_nlink_delta(link, delta) {
+            tracing::warn!(?link, %error, "a copied-up file counts one link too many");
+        }
+    }
+
     /// Renames the copy to its name, and gives the directory its times back: nothing was changed
-    /// there that anybody may see. Returns the directory.
-    fn publish(&self, union: &Union, name: &Name) -> Result<Arc<OwnedFd>> {
+    /// there that anybody may see.
+    fn publish(&self, union: &Union, name: &Name) -> Result<()> {
         let dir = union.upper_dir(&name.parent)?;
         let dir_place = Place::Fd(Arc::clone(&dir));
         let before = crate::sys::attr_of(&dir_place.stat()?, name.parent.ino);
         let free = RenameFlags::NOREPLACE;
         renameat_with(&self.dir, &self.temp, &dir, &name.name, free)?;
         let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
-        dir_place.utimens(Some(atime), Some(mtime))?;
-        Ok(dir)
+        // The copy has its name: nothing undoes that, and the times are not worth an error.
+        if let Err(error) = dir_place.utimens(Some(atime), Some(mtime)) {
+            tracing::warn!(%error, "a copy-up changed the times of its directory");
+        }
+        Ok(())
     }
 }
 

@@ -32,7 +32,8 @@ impl Union {
         } else {
             unlinkat(&dir, name, AtFlags::empty())?;
         }
-        self.leave(leaving)
+        self.leave(leaving);
+        Ok(())
     }
 
     /// Removes an empty directory.
@@ -60,7 +61,8 @@ impl Union {
                 other => other?,
             }
         }
-        self.leave(leaving)
+        self.leave(leaving);
+        Ok(())
     }
 
     /// The directory of a name that is to be removed, in the upper.
@@ -92,13 +94,9 @@ impl Union {
             name: name.to_owned(),
             orphan: None,
             link: found.link.clone(),
+            in_upper_here,
         };
-        if let Some(link) = &found.link {
-            if !in_upper_here {
-                // A name that the image alone has: no link of the file system goes with it.
-                let delta = marks::nlink_delta(link)?;
-                marks::set_nlink_delta(link, NlinkDelta(delta.0 - 1))?;
-            }
+        if leaving.link.is_some() {
             return Ok(leaving);
         }
         if let Some(node) = &leaving.node
@@ -115,19 +113,21 @@ impl Union {
         Ok(leaving)
     }
 
-    /// Takes the name from the node, after it has gone from the disk.
-    pub(super) fn leave(&self, leaving: Leaving) -> Result<()> {
+    /// Takes the name from the node, after it has gone from the disk. Nothing can undo that, so
+    /// nothing here fails.
+    pub(super) fn leave(&self, leaving: Leaving) {
         let mut orphan = leaving.orphan;
         if let Some(link) = &leaving.link {
-            let stat = link.stat()?;
-            // One link is the index's own.
-            if union_nlink(link, &stat)? == 0 || stat.st_nlink == 0 {
-                orphan = Some(Arc::new(link.open_path()?));
-                self.writable()?.links().remove(link)?;
+            match self.leave_index(link, leaving.in_upper_here) {
+                Ok(None) => {}
+                Ok(last) => orphan = last,
+                // The count stays too high, which keeps the file in the index for ever. Too low
+                // would lose it while it has names.
+                Err(error) => tracing::warn!(?link, %error, "a removed link is still counted"),
             }
         }
         let Some(node) = leaving.node else {
-            return Ok(());
+            return;
         };
         let mut state = node.state.lock();
         state
@@ -141,7 +141,23 @@ impl Union {
         if node.is_dir() {
             self.dirs.lock().pop(&node.id);
         }
-        Ok(())
+    }
+
+    /// Counts a removed name of an indexed file; returns the file itself if that was its last.
+    fn leave_index(&self, link: &Place, in_upper_here: bool) -> Result<Option<Arc<OwnedFd>>> {
+        if !in_upper_here {
+            // A name that the image alone had: no link of the file system went with it.
+            let delta = marks::nlink_delta(link)?;
+            marks::set_nlink_delta(link, NlinkDelta(delta.0 - 1))?;
+        }
+        let stat = link.stat()?;
+        // One link is the index's own.
+        if union_nlink(link, &stat)? > 0 || stat.st_nlink > 1 {
+            return Ok(None);
+        }
+        let file = Arc::new(link.open_path()?);
+        self.writable()?.links().remove(link)?;
+        Ok(Some(file))
     }
 }
 
@@ -154,6 +170,8 @@ pub(super) struct Leaving {
     /// Keeps the file for the node, if this was its last known name.
     orphan: Option<Arc<OwnedFd>>,
     link: Option<Place>,
+    /// Whether the upper has the file under this name, and not by the link index alone.
+    in_upper_here: bool,
 }
 
 /// What the upper has at a name, whiteouts included.

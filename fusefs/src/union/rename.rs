@@ -130,7 +130,7 @@ impl Union {
         self.detach_from_image(moved, from, to)?;
         rename_on_disk(from, to, moved.is_dir(), old.as_ref())?;
         if let Some(leaving) = leaving {
-            self.leave(leaving)?;
+            self.leave(leaving);
         }
         self.moved(moved, from, to)
     }
@@ -238,9 +238,11 @@ pub(super) fn materialise(node: &Node, end: &End<'_>) -> Result<()> {
         return Ok(());
     };
     if stat_if_any(&end.dir, end.name)?.is_none() {
+        // In this order: between the two a crash may leave a count that is too high, which keeps
+        // the file too long, but not one that is too low, which loses it too soon.
+        link.link_to(&end.dir, end.name)?;
         let delta = marks::nlink_delta(&link)?;
         marks::set_nlink_delta(&link, NlinkDelta(delta.0 - 1))?;
-        link.link_to(&end.dir, end.name)?;
     }
     Ok(())
 }

@@ -349,3 +349,61 @@ fn a_tree_deeper_than_the_stack_is_used_and_dropped() {
     let small = std::thread::Builder::new().stack_size(128 << 10);
     small.spawn(work).unwrap().join().unwrap();
 }
+
+/// While this lives, no name of the directory can be made or removed.
+struct Immutable(std::fs::File);
+
+impl Immutable {
+    fn new(path: PathBuf) -> Immutable {
+        let dir = fs::File::open(path).unwrap();
+        rustix::fs::ioctl_setflags(&dir, rustix::fs::IFlags::IMMUTABLE).unwrap();
+        Immutable(dir)
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        rustix::fs::ioctl_setflags(&self.0, rustix::fs::IFlags::empty()).unwrap();
+    }
+}
+
+fn linked_bed() -> Bed {
+    let bed = Bed::new();
+    bed.lower("a", "image");
+    fs::hard_link(bed.path("lower/a"), bed.path("lower/b")).unwrap();
+    bed
+}
+
+#[test]
+fn a_link_that_could_not_be_removed_is_still_counted() {
+    let bed = linked_bed();
+    let union = bed.union();
+    write(&union, "a", "I");
+    for _ in 0..3 {
+        let _fixed = Immutable::new(bed.path("upper"));
+        union.unlink(NodeId::ROOT, OsStr::new("b")).unwrap_err();
+    }
+    assert_eq!(walk(&union, "b").attr.nlink, 2);
+    union.unlink(NodeId::ROOT, OsStr::new("a")).unwrap();
+    assert_eq!(read(&union, "b"), "Image");
+    assert_eq!(walk(&union, "b").attr.nlink, 1);
+    union.unlink(NodeId::ROOT, OsStr::new("b")).unwrap();
+    assert_eq!(fs::read_dir(bed.path("work/index")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_copy_up_that_fails_at_the_end_leaves_nothing_and_can_be_repeated() {
+    let bed = linked_bed();
+    let union = bed.union();
+    let file = walk(&union, "a").node;
+    {
+        let _fixed = Immutable::new(bed.path("upper"));
+        union.open(ROOT, file, OFlags::RDWR).unwrap_err();
+    }
+    for part in ["work/index", "work/work", "upper"] {
+        assert_eq!(fs::read_dir(bed.path(part)).unwrap().count(), 0, "{part}");
+    }
+    write(&union, "a", "I");
+    assert_eq!(read(&union, "b"), "Image");
+    assert_eq!(walk(&union, "b").attr.nlink, 2);
+}
