@@ -208,7 +208,7 @@ impl Union {
             return Err(Error::NotFound);
         }
         if node.id == NodeId::ROOT {
-            return Ok(Some(Arc::clone(self.writable()?.root())));
+            return Ok(Some(Arc::clone(self.upper()?.root())));
         }
         Ok(None)
     }
