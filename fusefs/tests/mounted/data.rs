@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
-use crate::system::each_system;
+use crate::system::{each_system, each_system_with_mappings};
 use crate::tools::{Map, fails, open_rw, read, stat, write};
 
 const MIB: u64 = 1 << 20;
@@ -135,7 +135,7 @@ fn append_mode_writes_at_the_end() {
 
 #[test]
 fn a_shared_mapping_and_the_file_are_one() {
-    each_system(
+    each_system_with_mappings(
         |layers| write(layers.bottom("file"), vec![b'a'; 8192]),
         |m| {
             let file = open_rw(m.path("file"));

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
 
-use crate::system::{Mounted, each_system};
+use crate::system::{Mounted, each_system, each_system_with_mappings};
 use crate::tools::{
     Map, append, chmod, fails, mode, open_rw, read, read_open, stat, truncate, write,
 };
@@ -108,7 +108,7 @@ fn an_open_reader_does_not_keep_the_file_from_changing() {
 #[test]
 fn a_mapping_keeps_the_image_file() {
     for (change, apply, expected) in CHANGES {
-        each_system(
+        each_system_with_mappings(
             |layers| write(layers.bottom("file"), "image"),
             |m| {
                 let map = Map::read_only(&File::open(m.path("file")).unwrap());
