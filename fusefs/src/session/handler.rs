@@ -539,7 +539,7 @@ impl Filesystem for Handler {
 
     fn fallocate(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -552,7 +552,8 @@ impl Filesystem for Handler {
             "fallocate",
             ino,
             reply,
-            self.union.fallocate(handle(fh), mode, offset, length),
+            self.union
+                .fallocate(caller(req, 0), handle(fh), mode, offset, length),
         );
     }
 
@@ -574,7 +575,7 @@ impl Filesystem for Handler {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -587,9 +588,8 @@ impl Filesystem for Handler {
     ) {
         // The answer has 32 bits; the caller repeats the call for the rest.
         let (fh_in, fh_out, len) = (handle(fh_in), handle(fh_out), len.min(1 << 30));
-        let copied = self
-            .union
-            .copy_file_range(fh_in, offset_in, fh_out, offset_out, len);
+        let (from, to) = ((fh_in, offset_in), (fh_out, offset_out));
+        let copied = self.union.copy_file_range(caller(req, 0), from, to, len);
         answer("copy_file_range", ino_in, reply, copied, reply_count);
     }
 }

@@ -171,8 +171,16 @@ impl Union {
     }
 
     /// Reserves or frees space (fallocate(2)); which modes work is up to the upper's file system.
-    pub fn fallocate(&self, fh: Fh, mode: FallocateFlags, offset: u64, len: u64) -> Result<()> {
+    pub fn fallocate(
+        &self,
+        caller: Caller,
+        fh: Fh,
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         self.with_writable(fh, |file| {
+            written_by(caller, file)?;
             Ok(fallocate(&file.backing.file, mode, offset, len)?)
         })
     }
@@ -187,20 +195,21 @@ impl Union {
         self.with_file(fh, |file| Ok(seek(&file.backing.file, to)?))
     }
 
-    /// Copies within the host's file system (`copy_file_range(2)`). Returns the bytes copied.
+    /// Copies `len` bytes between two handles and offsets, within the host's file system
+    /// (`copy_file_range(2)`). Returns the bytes copied.
     pub fn copy_file_range(
         &self,
-        fh_in: Fh,
-        offset_in: u64,
-        fh_out: Fh,
-        offset_out: u64,
+        caller: Caller,
+        from: (Fh, u64),
+        to: (Fh, u64),
         len: u64,
     ) -> Result<usize> {
-        self.with_file(fh_in, |from| {
-            self.with_writable(fh_out, |to| {
-                let (mut from_at, mut to_at) = (offset_in, offset_out);
+        self.with_file(from.0, |source| {
+            self.with_writable(to.0, |target| {
+                written_by(caller, target)?;
+                let (mut from_at, mut to_at) = (from.1, to.1);
                 let len = usize::try_from(len).unwrap_or(usize::MAX);
-                let (from, to) = (&from.backing.file, &to.backing.file);
+                let (from, to) = (&source.backing.file, &target.backing.file);
                 let copy = rustix::fs::copy_file_range;
                 Ok(copy(from, Some(&mut from_at), to, Some(&mut to_at), len)?)
             })
@@ -272,6 +281,15 @@ fn open_upper(place: &Place) -> Result<std::fs::File> {
         }
         other => Ok(other?),
     }
+}
+
+/// Clears setuid and setgid before a change by a caller without privilege: the system call is
+/// ours, and root's would keep them.
+fn written_by(caller: Caller, file: &FileHandleState) -> Result<()> {
+    if caller.uid == 0 {
+        return Ok(());
+    }
+    clear_set_id(&place_of_file(&file.backing.file)?)
 }
 
 /// Whether open flags ask for writing.

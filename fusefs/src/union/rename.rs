@@ -56,6 +56,12 @@ impl Union {
             Err(error) => return Err(error),
         };
         let moved = self.copy_up(&source.current()?, false)?;
+        if let Some(target) = &target
+            && target.current()?.id == moved.id
+        {
+            // Two names of one file: rename(2) does nothing.
+            return Ok(());
+        }
         self.copy_up_dir(&parent)?;
         self.copy_up_dir(&new_parent)?;
         if let (true, Some(target)) = (exchange, &target) {
