@@ -24,16 +24,9 @@ impl Union {
         if found.attr.kind == FileKind::Directory {
             return Err(Error::IsDirectory);
         }
-        let dir = self.upper_dir(&parent)?;
-        let old = stat_if_any(&dir, name)?;
-        let leaving = self.prepare_leave(&parent, &dir, name, &found, old.is_some())?;
-        if self.image_entry(&parent, name)?.is_some() {
-            self.writable()?.whiteout(&dir, name, old.as_ref())?;
-        } else {
-            unlinkat(&dir, name, AtFlags::empty())?;
-        }
-        self.leave(leaving);
-        Ok(())
+        self.remove_found(&parent, name, &found, |dir| {
+            Ok(unlinkat(dir, name, AtFlags::empty())?)
+        })
     }
 
     /// Removes an empty directory.
@@ -49,17 +42,31 @@ impl Union {
             return Err(Error::NotEmpty);
         }
         let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
-        let dir = self.upper_dir(&parent)?;
+        self.remove_found(&parent, name, &found, |dir| {
+            // It may hold whiteouts; the union's rename is as atomic as rmdir.
+            match unlinkat(dir, name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(self.writable()?.take_out(dir, name)?),
+                other => Ok(other?),
+            }
+        })
+    }
+
+    /// Removes a name that may go: a whiteout takes its place where the image has it too, else
+    /// `remove` takes it out of the upper's directory. The caller holds the `names` lock.
+    fn remove_found(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        found: &Found,
+        remove: impl FnOnce(&Arc<OwnedFd>) -> Result<()>,
+    ) -> Result<()> {
+        let dir = self.upper_dir(parent)?;
         let old = stat_if_any(&dir, name)?;
-        let leaving = self.prepare_leave(&parent, &dir, name, &found, old.is_some())?;
-        if self.image_entry(&parent, name)?.is_some() {
+        let leaving = self.prepare_leave(parent, &dir, name, found, old.is_some())?;
+        if self.image_entry(parent, name)?.is_some() {
             self.writable()?.whiteout(&dir, name, old.as_ref())?;
         } else {
-            // It may hold whiteouts; the union's rename is as atomic as rmdir.
-            match unlinkat(&dir, name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY | Errno::EXIST) => self.writable()?.take_out(&dir, name)?,
-                other => other?,
-            }
+            remove(&dir)?;
         }
         self.leave(leaving);
         Ok(())
