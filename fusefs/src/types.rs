@@ -75,7 +75,8 @@ pub struct Attr {
     pub kind: FileKind,
     /// Permission bits with setuid, setgid and sticky: `mode & 0o7777`.
     pub perm: u16,
-    /// Number of hard links; 1 for a directory that is merged from several layers.
+    /// Number of hard links; for a directory 2 and one more for each directory in it (1 where the
+    /// host's file system does not count them).
     pub nlink: u32,
     /// Owner.
     pub uid: u32,

@@ -149,7 +149,7 @@ impl Image {
     }
 
     /// Attributes, with the union's inode number. A merged directory has those of its topmost
-    /// part, and one link, as in overlayfs.
+    /// part, and its own number of links.
     pub(crate) fn attr(&self, id: ImageId) -> Result<Attr> {
         let node = self.node(id);
         if let Some(attr) = node.attr.get() {
@@ -161,9 +161,17 @@ impl Image {
         let mut attr = self.layers[layer].attr(&path)?;
         attr.ino = self.inos.map(self.layers[layer].device(), attr.ino.0);
         if node.kind == FileKind::Directory && merge::parts(self, id, &node)?.len() > 1 {
-            attr.nlink = 1;
+            let subdirs = self.with_children(id, |children| self.count_dirs(children.values()))?;
+            attr.nlink = dir_nlink(subdirs);
         }
         Ok(*node.attr.get_or_init(|| attr))
+    }
+
+    /// How many of these nodes are directories.
+    pub(crate) fn count_dirs<'a>(&self, nodes: impl Iterator<Item = &'a ImageId>) -> u32 {
+        let all = self.nodes.read();
+        let dirs = nodes.filter(|id| all[id.0 as usize].kind == FileKind::Directory);
+        u32::try_from(dirs.count()).unwrap_or(u32::MAX)
     }
 
     /// The inode number, known without asking the layer for attributes. (The root's is in its
@@ -250,6 +258,11 @@ impl std::fmt::Debug for Image {
             .field("layers", &names)
             .finish_non_exhaustive()
     }
+}
+
+/// The links of a directory with so many directories in it: its name, its `.`, and their `..`.
+pub(crate) fn dir_nlink(subdirs: u32) -> u32 {
+    subdirs.saturating_add(2)
 }
 
 /// The root of an image without layers; nobody sees it but a read-only union of nothing.

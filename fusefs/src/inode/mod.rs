@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 pub(crate) use handles::{DirHandle, FileHandleState, Handle, Handles};
 pub(crate) use table::NodeTable;
 
+use crate::error::Result;
 use crate::image::ImageId;
 use crate::sys::place::Place;
 use crate::types::{FileKind, Ino, NodeId};
@@ -80,6 +81,16 @@ pub(crate) struct State {
     pub(crate) predecessor: Weak<Node>,
     /// For an upper directory: whether it has the impure mark, once known.
     pub(crate) impure: Option<bool>,
+    /// For a directory that merges image and upper: how many directories are in it.
+    pub(crate) subdirs: Subdirs,
+}
+
+/// How many directories are in a directory, once counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Subdirs {
+    /// Grows with every change of the number, so that a count that was under way is not kept.
+    changes: u64,
+    count: Option<u32>,
 }
 
 /// One name of a node.
@@ -143,6 +154,27 @@ impl Node {
     /// Whether the upper has it.
     pub(crate) fn in_upper(&self) -> bool {
         self.state.lock().upper
+    }
+
+    /// The number of directories in it, which `count` finds out if nobody has yet.
+    pub(crate) fn subdirs(&self, count: impl FnOnce() -> Result<u32>) -> Result<u32> {
+        let before = self.state.lock().subdirs;
+        if let Some(known) = before.count {
+            return Ok(known);
+        }
+        let count = count()?;
+        let mut state = self.state.lock();
+        if state.subdirs.changes == before.changes {
+            state.subdirs.count = Some(count);
+        }
+        Ok(count)
+    }
+
+    /// Notes that a directory in it came or went. Called after the disk has changed.
+    pub(crate) fn subdirs_changed(&self) {
+        let mut state = self.state.lock();
+        state.subdirs.changes += 1;
+        state.subdirs.count = None;
     }
 
     /// The image's part of it.

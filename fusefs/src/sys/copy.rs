@@ -2,8 +2,10 @@
 
 use std::fs::File;
 
-use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
+
+use super::change::{clone_data, copy_file_range, ftruncate, write_all_at};
 
 /// The most that one call copies, so that none keeps the kernel busy for long (bytes).
 const STEP: u64 = 64 << 20;
@@ -11,7 +13,7 @@ const STEP: u64 = 64 << 20;
 /// Copies all data of `from` to the empty file `to`: as a reflink where the file system can share
 /// blocks, else range by range, leaving holes as holes.
 pub(crate) fn copy_data(from: &File, to: &File, size: u64) -> Result<(), Errno> {
-    if size == 0 || ioctl_ficlone(to, from).is_ok() {
+    if size == 0 || clone_data(from, to).is_ok() {
         return Ok(());
     }
     ftruncate(to, size)?;
@@ -34,9 +36,8 @@ pub(crate) fn copy_data(from: &File, to: &File, size: u64) -> Result<(), Errno> 
 fn copy_range(from: &File, to: &File, start: u64, end: u64) -> Result<(), Errno> {
     let mut offset = start;
     while offset < end {
-        let (mut source, mut target) = (offset, offset);
         let step = usize::try_from((end - offset).min(STEP)).unwrap_or(usize::MAX);
-        match copy_file_range(from, Some(&mut source), to, Some(&mut target), step) {
+        match copy_file_range((from, offset), (to, offset), step) {
             Ok(0) => return Ok(()),
             Ok(copied) => offset += copied as u64,
             // Two file systems, or one that can't: through our memory.
@@ -52,18 +53,19 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> Result<(), Errno>
 
 fn copy_by_hand(from: &File, to: &File, start: u64, end: u64) -> Result<(), Errno> {
     use std::os::unix::fs::FileExt;
-    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let mut buffer = vec![0; 256 * 1024];
     let mut offset = start;
     while offset < end {
         let want = usize::try_from(end - offset)
             .unwrap_or(usize::MAX)
             .min(buffer.len());
-        let got = from.read_at(&mut buffer[..want], offset).map_err(errno)?;
+        let got = from
+            .read_at(&mut buffer[..want], offset)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         if got == 0 {
             return Ok(());
         }
-        to.write_all_at(&buffer[..got], offset).map_err(errno)?;
+        write_all_at(to, &buffer[..got], offset)?;
         offset += got as u64;
     }
     Ok(())

@@ -5,9 +5,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, openat, statat};
 use rustix::io::Errno;
 
+use super::change::unlinkat;
 use super::{kind_of, kind_of_type};
 use crate::types::FileKind;
 

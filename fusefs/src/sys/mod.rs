@@ -3,6 +3,7 @@
 //! - [`place`] addresses one file without ever following a symlink or leaving a directory.
 //! - [`beneath`] opens a path below a root that nobody can lead out of.
 //! - [`dir`] reads directories.
+//! - [`change`] has every call that changes what is on disk; tests stop it at any point.
 //! - [`caller`] creates things in another user's name.
 //! - [`handle`] turns files to handles that outlive names, and back.
 //! - [`copy`] copies data, keeping its holes.
@@ -10,6 +11,7 @@
 
 pub(crate) mod beneath;
 pub(crate) mod caller;
+pub(crate) mod change;
 pub(crate) mod copy;
 pub(crate) mod dir;
 pub(crate) mod handle;

@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fstat, linkat, openat, readlinkat, statat, utimensat,
+    fstat, openat, readlinkat, statat, utimensat,
 };
 use rustix::io::Errno;
 
 use super::beneath::reopen;
+use super::change::{linkat, step};
 use crate::types::SetTime;
 
 /// The longest value of an extended attribute (`XATTR_SIZE_MAX`) and of a list of names.
@@ -90,6 +91,7 @@ impl Place {
         // By descriptor: chmodat follows a symlink.
         let fd = self.open_path()?;
         let path = proc_path(fd.as_fd(), None);
+        step()?;
         chmodat(
             CWD,
             &path,
@@ -101,6 +103,7 @@ impl Place {
     /// Sets owner and group; `None` leaves one as it is.
     pub(crate) fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+        step()?;
         match self {
             Place::At(dir, name) => chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
             Place::Fd(fd) => chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
@@ -117,6 +120,7 @@ impl Place {
             last_access: timespec(atime),
             last_modification: timespec(mtime),
         };
+        step()?;
         match self {
             Place::At(dir, name) => utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW),
             Place::Fd(fd) => utimensat(fd, c"", &times, AtFlags::EMPTY_PATH),
@@ -198,6 +202,7 @@ impl Place {
         value: &[u8],
         flags: XattrFlags,
     ) -> Result<(), Errno> {
+        step()?;
         match self {
             Place::At(dir, entry) => {
                 rustix::fs::lsetxattr(proc_path(dir.as_fd(), Some(entry)), name, value, flags)
@@ -208,6 +213,7 @@ impl Place {
 
     /// Removes an xattr.
     pub(crate) fn remove_xattr(&self, name: &OsStr) -> Result<(), Errno> {
+        step()?;
         match self {
             Place::At(dir, entry) => {
                 rustix::fs::lremovexattr(proc_path(dir.as_fd(), Some(entry)), name)

@@ -1,15 +1,20 @@
 //! Attributes: reading and changing them.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::{fstatvfs, ftruncate};
+use rustix::fs::{OFlags, fstatvfs};
 
 use super::Union;
 use super::resolve::{finish, union_nlink};
 use crate::error::{Error, Result};
+use crate::image::{ImageId, dir_nlink};
 use crate::inode::{Handle, Node};
 use crate::sys::attr_of;
+use crate::sys::change::ftruncate;
+use crate::sys::dir::read_dir;
 use crate::sys::place::Place;
 use crate::types::{Attr, Caller, Fh, FileKind, NodeId, SetAttr, StatFs};
 
@@ -118,22 +123,51 @@ impl Union {
         let mut attr = attr_of(&stat, node.ino);
         let (linked, merged) = {
             let state = node.state.lock();
-            let merged = node.is_dir() && state.image.is_some() && state.orphan.is_none();
+            let merged = state
+                .image
+                .filter(|_| node.is_dir() && state.orphan.is_none());
             (state.link.is_some(), merged)
         };
-        if merged {
-            attr.nlink = 1;
+        if let Some(image) = merged {
+            attr.nlink = self.merged_nlink(Some(node), &place, image)?;
         } else if linked {
             attr.nlink = union_nlink(&place, &stat)?;
         }
         Ok(attr)
     }
 
+    /// The link count of a directory that merges one of the upper and one of the image.
+    pub(super) fn merged_nlink(
+        &self,
+        node: Option<&Node>,
+        upper: &Place,
+        image: ImageId,
+    ) -> Result<u32> {
+        let count = || -> Result<u32> {
+            let dir = upper.open(OFlags::PATH | OFlags::DIRECTORY)?;
+            let entries = read_dir(dir.as_fd())?;
+            let dirs = entries
+                .iter()
+                .filter(|entry| entry.kind == FileKind::Directory);
+            let in_upper = u32::try_from(dirs.count()).unwrap_or(u32::MAX);
+            let decided: HashSet<_> = entries.iter().map(|entry| &entry.name).collect();
+            let in_image = self.image.with_children(image, |children| {
+                let shown = children.iter().filter(|(name, _)| !decided.contains(name));
+                self.image.count_dirs(shown.map(|(_, id)| id))
+            })?;
+            Ok(in_upper.saturating_add(in_image))
+        };
+        Ok(dir_nlink(match node {
+            Some(node) => node.subdirs(count)?,
+            None => count()?,
+        }))
+    }
+
     fn truncate(&self, caller: Caller, place: &Place, fh: Option<Fh>, size: u64) -> Result<()> {
         let handle = fh.and_then(|fh| self.handles.get(fh));
         match handle.as_deref() {
             Some(Handle::File(file)) if file.writable => ftruncate(&file.backing.file, size)?,
-            _ => ftruncate(place.open(rustix::fs::OFlags::WRONLY)?, size)?,
+            _ => ftruncate(place.open(OFlags::WRONLY)?, size)?,
         }
         if caller.uid != 0 {
             clear_set_id(place)?;

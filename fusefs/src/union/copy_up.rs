@@ -15,10 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
-use rustix::fs::{
-    FileType, Mode, OFlags, RenameFlags, XattrFlags, mkdirat, mknodat, openat, renameat_with,
-    symlinkat,
-};
+use rustix::fs::{FileType, Mode, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::{Union, make_impure};
@@ -26,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::image::ImageId;
 use crate::inode::{Name, Node, State};
 use crate::marks::{self, NlinkDelta};
+use crate::sys::change::{create, fsync, mkdirat, mknodat, renameat_with, symlinkat};
 use crate::sys::copy::copy_data;
 use crate::sys::handle::FileHandle;
 use crate::sys::place::Place;
@@ -181,8 +179,7 @@ impl<'u> Copy<'u> {
         let private = Mode::RUSR | Mode::WUSR;
         match attr.kind {
             FileKind::Regular => {
-                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let made = std::fs::File::from(openat(&copy.dir, &copy.temp, flags, private)?);
+                let made = std::fs::File::from(create(&copy.dir, &copy.temp, private)?);
                 if !empty {
                     copy_data(&union.image.open(image)?, &made, attr.size)?;
                 }
@@ -207,7 +204,7 @@ impl<'u> Copy<'u> {
         let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
         place.utimens(Some(atime), Some(mtime))?;
         if let Some(file) = file {
-            file.sync_all()?;
+            fsync(&file)?;
         }
         Ok(copy)
     }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, mkdirat, mknodat, openat, renameat, symlinkat};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::copy_up::{UpperName, upper_name};
@@ -21,6 +21,7 @@ use crate::inode::{Backing, Node};
 use crate::marks::WHITEOUT_DEVICE;
 use crate::sys::attr_of;
 use crate::sys::caller::as_caller;
+use crate::sys::change;
 use crate::sys::place::Place;
 use crate::types::{Caller, Entry, NodeId};
 
@@ -34,9 +35,8 @@ impl Union {
         mode: u32,
         flags: OFlags,
     ) -> Result<(Entry, Opened)> {
-        let how = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let (entry, file) = self.make(caller, parent, name, false, |dir, name| {
-            openat(dir, name, how, permissions(mode)).map(File::from)
+            change::create(dir, name, permissions(mode)).map(File::from)
         })?;
         let node = self.node(entry.node)?;
         let mode = u32::from(entry.attr.perm);
@@ -65,7 +65,7 @@ impl Union {
             return Err(Error::NotPermitted);
         }
         let (entry, ()) = self.make(caller, parent, name, false, |dir, name| {
-            mknodat(dir, name, kind, permissions(mode), rdev)
+            change::mknodat(dir, name, kind, permissions(mode), rdev)
         })?;
         Ok(entry)
     }
@@ -73,7 +73,7 @@ impl Union {
     /// Makes a directory.
     pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
         let (entry, ()) = self.make(caller, parent, name, true, |dir, name| {
-            mkdirat(dir, name, permissions(mode))
+            change::mkdirat(dir, name, permissions(mode))
         })?;
         Ok(entry)
     }
@@ -87,7 +87,7 @@ impl Union {
         target: &OsStr,
     ) -> Result<Entry> {
         let (entry, ()) = self.make(caller, parent, name, false, |dir, name| {
-            symlinkat(target, dir, name)
+            change::symlinkat(target, dir, name)
         })?;
         Ok(entry)
     }
@@ -109,7 +109,7 @@ impl Union {
             UpperName::Whiteout => {
                 let (work, temp) = self.writable()?.work_name();
                 place.link_to(work, &temp)?;
-                renameat(work, &temp, &dir, name)?;
+                change::renameat(work, &temp, &dir, name)?;
             }
             UpperName::Free | UpperName::Taken => place.link_to(&dir, name)?,
         }
@@ -148,6 +148,9 @@ impl Union {
                 made
             }
         };
+        if is_dir {
+            parent.subdirs_changed();
+        }
         let stat = Place::at(&dir, name).stat()?;
         let attr = attr_of(&stat, self.upper_ino(&stat));
         let found = Found {

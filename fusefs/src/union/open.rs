@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, ftruncate, seek};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::Union;
@@ -11,6 +11,7 @@ use super::attr::{clear_set_id, place_of_file};
 use crate::error::{Error, Result};
 use crate::inode::{Backing, FileHandleState, Handle, Node};
 use crate::marks;
+use crate::sys::change;
 use crate::sys::place::Place;
 use crate::types::{Caller, Fh, FileKind, NodeId};
 
@@ -62,7 +63,7 @@ impl Union {
             if writes(flags) || truncate {
                 let place = place_of_file(&backing.file)?;
                 if truncate {
-                    ftruncate(&backing.file, 0)?;
+                    change::ftruncate(&backing.file, 0)?;
                     if caller.uid != 0 {
                         clear_set_id(&place)?;
                     }
@@ -155,7 +156,7 @@ impl Union {
             if kill_suidgid {
                 clear_set_id(&place_of_file(&file.backing.file)?)?;
             }
-            file.backing.file.write_all_at(data, offset)?;
+            change::write_all_at(&file.backing.file, data, offset)?;
             Ok(data.len())
         })
     }
@@ -165,8 +166,8 @@ impl Union {
         self.with_file(fh, |file| match (file.writable, datasync) {
             // The image is on disk since it was committed.
             (false, _) => Ok(()),
-            (true, true) => Ok(file.backing.file.sync_data()?),
-            (true, false) => Ok(file.backing.file.sync_all()?),
+            (true, true) => Ok(change::fdatasync(&file.backing.file)?),
+            (true, false) => Ok(change::fsync(&file.backing.file)?),
         })
     }
 
@@ -181,7 +182,7 @@ impl Union {
     ) -> Result<()> {
         self.with_writable(fh, |file| {
             written_by(caller, file)?;
-            Ok(fallocate(&file.backing.file, mode, offset, len)?)
+            Ok(change::fallocate(&file.backing.file, mode, offset, len)?)
         })
     }
 
@@ -207,11 +208,10 @@ impl Union {
         self.with_file(from.0, |source| {
             self.with_writable(to.0, |target| {
                 written_by(caller, target)?;
-                let (mut from_at, mut to_at) = (from.1, to.1);
                 let len = usize::try_from(len).unwrap_or(usize::MAX);
-                let (from, to) = (&source.backing.file, &target.backing.file);
-                let copy = rustix::fs::copy_file_range;
-                Ok(copy(from, Some(&mut from_at), to, Some(&mut to_at), len)?)
+                let from = (&source.backing.file, from.1);
+                let to = (&target.backing.file, to.1);
+                Ok(change::copy_file_range(from, to, len)?)
             })
         })
     }

@@ -5,12 +5,13 @@ use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, fdatasync, fsync, openat};
+use rustix::fs::{Mode, OFlags, openat};
 
 use super::{Union, is_impure};
 use crate::error::{Error, Result};
 use crate::inode::{DirHandle, Handle, Node};
 use crate::marks;
+use crate::sys::change::{fdatasync, fsync};
 use crate::sys::dir::read_dir;
 use crate::sys::place::Place;
 use crate::types::{DirEntry, Entry, Fh, FileKind, Ino, NodeId};

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Stat, statat, unlinkat};
+use rustix::fs::{AtFlags, Stat, statat};
 use rustix::io::Errno;
 
 use super::resolve::{Found, union_nlink};
@@ -12,6 +12,7 @@ use super::{Union, check_name};
 use crate::error::{Error, Result};
 use crate::inode::Node;
 use crate::marks::{self, NlinkDelta};
+use crate::sys::change::unlinkat;
 use crate::sys::place::Place;
 use crate::types::{FileKind, NodeId};
 
@@ -67,6 +68,9 @@ impl Union {
             self.writable()?.whiteout(&dir, name, old.as_ref())?;
         } else {
             remove(&dir)?;
+        }
+        if found.attr.kind == FileKind::Directory {
+            parent.subdirs_changed();
         }
         self.leave(leaving);
         Ok(())

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, RenameFlags, Stat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::remove::stat_if_any;
@@ -17,6 +17,7 @@ use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::{Name, Node};
 use crate::marks::{self, NlinkDelta};
+use crate::sys::change::{mkdirat, renameat_with, unlinkat};
 use crate::sys::kind_of;
 use crate::sys::place::Place;
 use crate::types::{FileKind, NodeId};
@@ -159,7 +160,7 @@ impl Union {
         }
         let upper = self.writable()?;
         let stage = upper.stage(&to.dir)?;
-        rustix::fs::mkdirat(stage.dir(), to.name, rustix::fs::Mode::RWXU)?;
+        mkdirat(stage.dir(), to.name, Mode::RWXU)?;
         let (empty, old) = (Place::at(stage.dir(), to.name), Place::at(&to.dir, to.name));
         let stat = old.stat()?;
         empty.chown(Some(stat.st_uid), Some(stat.st_gid))?;
@@ -197,6 +198,8 @@ impl Union {
             state.names.push(Name::new(&to.parent, to.name));
         }
         if node.is_dir() {
+            from.parent.subdirs_changed();
+            to.parent.subdirs_changed();
             return Ok(());
         }
         self.note_origin(node, &to.parent, &to.dir, &Place::at(&to.dir, to.name))

@@ -93,8 +93,9 @@ impl Union {
                 None => self.upper_ino(stat),
             };
             let mut attr = attr_of(stat, ino);
-            if image.is_some() {
-                attr.nlink = 1;
+            if let Some(id) = image {
+                let node = self.nodes.by_ino(ino).filter(|node| node.is_dir());
+                attr.nlink = self.merged_nlink(node.as_deref(), &place, id)?;
             }
             return Ok(Found {
                 attr,

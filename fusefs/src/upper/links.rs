@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, fstat, unlinkat};
+use rustix::fs::{AtFlags, fstat};
 use rustix::io::Errno;
 
 use crate::error::Result;
 use crate::marks::{decode_origin, encode_origin};
+use crate::sys::change::unlinkat;
 use crate::sys::dir::read_dir;
 use crate::sys::handle::FileHandle;
 use crate::sys::place::Place;

@@ -20,8 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
-use rustix::fs::{Mode, OFlags, RenameFlags, Stat, fstat, mkdirat, mknodat};
-use rustix::fs::{openat, renameat, renameat_with, statat, unlinkat};
+use rustix::fs::{Mode, OFlags, RenameFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 pub(crate) use links::LinkIndex;
@@ -30,6 +29,7 @@ pub(crate) use stage::Stage;
 use crate::error::{Error, Result};
 use crate::marks;
 use crate::sys::beneath::open_root;
+use crate::sys::change::{mkdirat, mknodat, renameat, renameat_with, unlinkat};
 use crate::sys::dir;
 
 /// What one container wrote.

@@ -7,12 +7,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, XattrFlags, fstat, mkdirat, openat};
-use rustix::fs::{renameat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, XattrFlags, fstat, openat};
 use rustix::io::Errno;
 
 use super::Upper;
 use crate::marks;
+use crate::sys::change::{mkdirat, renameat, renameat_with, unlinkat};
 use crate::sys::place::Place;
 
 const DEFAULT_ACL: &str = "system.posix_acl_default";

@@ -1,6 +1,11 @@
 //! The union without a kernel: what no mounted test can see.
 
+mod faults;
+mod tree;
+
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -406,4 +411,25 @@ fn a_copy_up_that_fails_at_the_end_leaves_nothing_and_can_be_repeated() {
     write(&union, "a", "I");
     assert_eq!(read(&union, "b"), "Image");
     assert_eq!(walk(&union, "b").attr.nlink, 2);
+}
+
+#[test]
+fn a_merged_directory_counts_the_directories_in_it() {
+    let bed = Bed::new();
+    bed.lower("d/one/x", "").lower("d/two/x", "");
+    let union = bed.union();
+    let links = || walk(&union, "d").attr.nlink;
+    assert_eq!(links(), 4);
+    let dir = walk(&union, "d").node;
+    union.mkdir(ROOT, dir, OsStr::new("three"), 0o755).unwrap();
+    assert_eq!(links(), 5);
+    let plain = RenameFlags::empty();
+    let names = (OsStr::new("one"), OsStr::new("moved"));
+    (union.rename(dir, names.0, NodeId::ROOT, names.1, plain)).unwrap();
+    assert_eq!(links(), 4);
+    assert_eq!(walk(&union, "moved").attr.nlink, 2);
+    union.rmdir(dir, OsStr::new("three")).unwrap();
+    assert_eq!(links(), 3);
+    drop(union);
+    assert_eq!(walk(&bed.union(), "d").attr.nlink, 3);
 }
