@@ -7,6 +7,7 @@
 //! | opaque | `trusted.overlay.opaque` = `y` on a directory | it hides the directory below |
 //! | redirect | `trusted.overlay.redirect` on a directory | it continues the directory at this path below |
 //! | origin | `trusted.overlay.origin` on a copied-up file | the file handle of the image's file |
+//! | metacopy | `trusted.overlay.metacopy` on a regular file | its attributes are here, its data below: at the same path or where its redirect leads |
 //! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin, or redirected directories |
 //! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`NlinkDelta`] |
 
@@ -63,10 +64,10 @@ pub(crate) enum Redirect {
     Sibling(PathBuf),
 }
 
-/// Reads a directory's redirect. A value that no overlay writes (with `..`, empty, with a slash in
-/// a relative one) is an error: following it would be a guess.
-pub(crate) fn redirect(dir: &Place) -> Result<Option<Redirect>, Errno> {
-    let Some(value) = dir.xattr(OsStr::new(REDIRECT))? else {
+/// Reads the redirect of a directory or of a metacopy file. A value that no overlay writes (with
+/// `..`, empty, with a slash in a relative one) is an error: following it would be a guess.
+pub(crate) fn redirect(at: &Place) -> Result<Option<Redirect>, Errno> {
+    let Some(value) = at.xattr(OsStr::new(REDIRECT))? else {
         return Ok(None);
     };
     parse_redirect(&value).map(Some).ok_or(Errno::IO)
@@ -91,10 +92,11 @@ pub(crate) fn parse_redirect(value: &[u8]) -> Option<Redirect> {
     }
 }
 
-/// Makes a directory continue the one at `path` (from the root of the image).
-pub(crate) fn set_redirect(dir: &Place, path: &Path) -> Result<(), Errno> {
+/// Makes a directory continue the one at `path` (from the root of the image), or a metacopy file
+/// have its data there.
+pub(crate) fn set_redirect(at: &Place, path: &Path) -> Result<(), Errno> {
     let absolute = Path::new("/").join(path);
-    dir.set_xattr(
+    at.set_xattr(
         OsStr::new(REDIRECT),
         absolute.as_os_str().as_bytes(),
         XattrFlags::empty(),
@@ -161,10 +163,34 @@ pub(crate) fn set_origin(file: &Place, origin: &FileHandle) -> Result<(), Errno>
     )
 }
 
-/// Whether a file has its attributes here and its data elsewhere, as overlayfs leaves it with
-/// `metacopy=on`. The union writes no such file and can't read one: its data here are zeros.
+/// Whether a file has its attributes here and its data below. A value that no overlay writes is an
+/// error: the file's own data are zeros.
 pub(crate) fn is_metacopy(file: &Place) -> Result<bool, Errno> {
-    Ok(file.xattr(OsStr::new(METACOPY))?.is_some())
+    match file.xattr(OsStr::new(METACOPY))? {
+        None => Ok(false),
+        Some(value) if is_metacopy_value(&value) => Ok(true),
+        Some(_) => Err(Errno::IO),
+    }
+}
+
+/// Empty, or `struct ovl_metacopy`: version 0, the length of all, flags, a digest's algorithm and
+/// bytes. The digest is fs-verity's and checked by nobody here, as with overlayfs's `verity=off`.
+pub(crate) fn is_metacopy_value(value: &[u8]) -> bool {
+    match value {
+        [] => true,
+        [version, len, _flags, _algorithm, ..] => *version == 0 && usize::from(*len) == value.len(),
+        _ => false,
+    }
+}
+
+/// Says that a file has its data below.
+pub(crate) fn set_metacopy(file: &Place) -> Result<(), Errno> {
+    file.set_xattr(OsStr::new(METACOPY), b"", XattrFlags::empty())
+}
+
+/// Says that a file has its data here. The redirect means nothing from then on.
+pub(crate) fn clear_metacopy(file: &Place) -> Result<(), Errno> {
+    file.remove_xattr(OsStr::new(METACOPY))
 }
 
 /// How many links a file has in the union more than on the upper's file system. Some of its names

@@ -73,15 +73,13 @@ pub(crate) fn sync_file_system(layout: &Layout, id: u64) -> Result<()> {
     rustix::fs::syncfs(&dir).map_err(Error::io("cannot sync the file system of", &path))
 }
 
-/// Whether the upper of an active snapshot has names that only its work directory knows: the
-/// union's link index is not empty.
-pub(crate) fn has_linked_files(layout: &Layout, id: u64) -> Result<bool> {
+/// Whether a union ever had the upper of an active snapshot, so that it may need sealing: it made
+/// its link index then.
+pub(crate) fn was_served(layout: &Layout, id: u64) -> Result<bool> {
     let index = layout.work(id).join("index");
-    match fs::read_dir(&index) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("cannot read the link index", &index)(error)),
-    }
+    index
+        .try_exists()
+        .map_err(Error::io("cannot look for the link index", &index))
 }
 
 /// Deletes the work directory of a snapshot that was committed: a layer has no use for it. What a

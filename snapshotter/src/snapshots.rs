@@ -104,7 +104,7 @@ impl Snapshots {
         let _held = self.busy.hold(&[key, name]);
         let Record { id, .. } = self.store.committable(key, name)?;
         let was_running = self.sessions.is_running(id);
-        if !was_running && dirs::has_linked_files(&self.layout, id)? {
+        if !was_running && dirs::was_served(&self.layout, id)? {
             // Only the union can complete such an upper; one that could not be mounted at start
             // stays active.
             self.mounts_of_held(key)?;

@@ -14,12 +14,12 @@ use crate::error::{Error, Result};
 use crate::layer::{Below, EntryKind};
 use crate::types::FileKind;
 
-/// One layer's directory as a part of a merged one.
+/// One layer's directory as a part of a merged one, or its file that has the data of one.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     /// Index of the layer; 0 is the topmost.
     pub(super) layer: usize,
-    /// The directory's path in that layer.
+    /// The path in that layer.
     pub(super) path: PathBuf,
 }
 
@@ -36,6 +36,65 @@ pub(super) fn parts<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'
         merged(image, above, &node.name)?
     };
     Ok(node.parts.get_or_init(|| found))
+}
+
+/// Where the data of a regular file are: in its own layer, or below, if that has the attributes
+/// alone (metacopy).
+pub(super) fn data<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'n Part> {
+    if node.kind != FileKind::Regular {
+        return Err(Error::Invalid);
+    }
+    if node.parts.get().is_none() {
+        let found = find_data(image, id)?;
+        node.parts.get_or_init(|| vec![found]);
+    }
+    node.parts
+        .get()
+        .and_then(|parts| parts.first())
+        .ok_or(Error::NotFound)
+}
+
+fn find_data(image: &Image, id: ImageId) -> Result<Part> {
+    let node = image.node(id);
+    let (layer, path) = image.source(id)?.ok_or(Error::NotFound)?;
+    let top = (layer, path.clone());
+    let mut at = Part { layer, path };
+    let mut name = node.name.clone();
+    let mut dirs = parts(image, node.parent, &image.node(node.parent))?.to_vec();
+    // Each round goes on in a lower layer, so this ends.
+    loop {
+        match image.layers[at.layer].data(&at.path)? {
+            Below::Nothing => return Ok(at),
+            Below::SamePath => {}
+            Below::Sibling(other) => name = other,
+            Below::Redirect(target) => {
+                let dir = target.parent().unwrap_or(Path::new(""));
+                dirs = at_path(image, at.layer + 1, dir)?;
+                target.file_name().unwrap_or_default().clone_into(&mut name);
+            }
+        }
+        at = next_file(image, &dirs, at.layer, &name)?.ok_or_else(|| Error::BadLayer {
+            layer: image.layers[top.0].name().to_owned(),
+            path: top.1.clone(),
+            what: "its data should be in a layer below, and are not",
+        })?;
+    }
+}
+
+/// The regular file `name` in the topmost of the directories that know the name, below a layer.
+fn next_file(image: &Image, dirs: &[Part], below: usize, name: &OsStr) -> Result<Option<Part>> {
+    for dir in dirs.iter().filter(|dir| dir.layer > below) {
+        let path = dir.path.join(name);
+        match image.layers[dir.layer].entry(&path)? {
+            None => {}
+            Some(EntryKind::File(FileKind::Regular)) => {
+                let layer = dir.layer;
+                return Ok(Some(Part { layer, path }));
+            }
+            Some(_) => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 /// The merged entries of a directory. Their nodes are made here.

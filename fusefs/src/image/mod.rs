@@ -46,7 +46,8 @@ struct Node {
     ino: Ino,
     /// Read once, when first asked for.
     attr: OnceLock<Attr>,
-    /// For a directory: where its entries come from, the topmost first.
+    /// For a directory: where its entries come from, the topmost first. For a regular file: where
+    /// its data are.
     parts: OnceLock<Vec<Part>>,
     /// For a directory: its entries.
     children: OnceLock<Children>,
@@ -160,6 +161,10 @@ impl Image {
         };
         let mut attr = self.layers[layer].attr(&path)?;
         attr.ino = self.inos.map(self.layers[layer].device(), attr.ino.0);
+        if node.kind == FileKind::Regular && is_hollow(&attr) {
+            let data = merge::data(self, id, &node)?;
+            attr.blocks = self.layers[data.layer].attr(&data.path)?.blocks;
+        }
         if node.kind == FileKind::Directory && merge::parts(self, id, &node)?.len() > 1 {
             let subdirs = self.with_children(id, |children| self.count_dirs(children.values()))?;
             attr.nlink = dir_nlink(subdirs);
@@ -202,10 +207,11 @@ impl Image {
         }
     }
 
-    /// Opens a regular file for reading.
+    /// Opens a regular file for reading, in the layer that has its data.
     pub(crate) fn open(&self, id: ImageId) -> Result<File> {
-        let (layer, path) = self.existing(id)?;
-        layer.open(&path)
+        let node = self.node(id);
+        let data = merge::data(self, id, &node)?;
+        self.layers[data.layer].open(&data.path)
     }
 
     /// Device and inode number on the host, the key of hard links.
@@ -258,6 +264,12 @@ impl std::fmt::Debug for Image {
             .field("layers", &names)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether a file has fewer blocks than its length asks for: it has holes, or its data are
+/// elsewhere. (One whose xattrs take a block may pass as whole; then it tells those blocks.)
+pub(crate) fn is_hollow(attr: &Attr) -> bool {
+    attr.blocks.saturating_mul(512) < attr.size
 }
 
 /// The links of a directory with so many directories in it: its name, its `.`, and their `..`.

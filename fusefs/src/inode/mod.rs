@@ -62,9 +62,9 @@ pub(crate) struct State {
     /// The names by which the client knows it. Empty for the root and for what was removed.
     pub(crate) names: Vec<Name>,
     /// For a directory: the image's directory that shows through. For another file: the image's
-    /// file, until it is copied up.
+    /// file, until its data are copied up.
     pub(crate) image: Option<ImageId>,
-    /// Whether the upper has it.
+    /// Whether the upper has it: of a regular file at least the attributes.
     pub(crate) upper: bool,
     /// The entry in the link index, for a copied-up file with hard links in the image.
     pub(crate) link: Option<Place>,
@@ -83,6 +83,13 @@ pub(crate) struct State {
     pub(crate) impure: Option<bool>,
     /// For a directory that merges image and upper: how many directories are in it.
     pub(crate) subdirs: Subdirs,
+}
+
+impl State {
+    /// Whether the upper has the data of a file too.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.upper && self.image.is_none()
+    }
 }
 
 /// How many directories are in a directory, once counted.
@@ -151,9 +158,14 @@ impl Node {
         self.state.lock().predecessor.strong_count() > 0
     }
 
-    /// Whether the upper has it.
+    /// Whether the upper has it: of a regular file at least the attributes.
     pub(crate) fn in_upper(&self) -> bool {
         self.state.lock().upper
+    }
+
+    /// Whether the upper has the data of a file too.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.state.lock().is_complete()
     }
 
     /// The number of directories in it, which `count` finds out if nobody has yet.

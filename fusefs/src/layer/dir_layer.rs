@@ -58,6 +58,30 @@ impl DirLayer {
         Ok(Arc::new(open_beneath(self.root.as_fd(), dir, flags)?))
     }
 
+    fn redirect(&self, place: &Place, path: &Path) -> Result<Below> {
+        let redirect = marks::redirect(place).map_err(|errno| {
+            self.bad_mark(
+                errno,
+                path,
+                "its redirect leads out of the layer or makes no sense",
+            )
+        })?;
+        Ok(match redirect {
+            None => Below::SamePath,
+            Some(Redirect::Absolute(path)) => Below::Redirect(path),
+            Some(Redirect::Sibling(name)) => Below::Sibling(PathBuf::into_os_string(name)),
+        })
+    }
+
+    /// EIO from reading a mark is a value that makes no sense.
+    fn bad_mark(&self, errno: rustix::io::Errno, path: &Path, what: &'static str) -> Error {
+        if errno == rustix::io::Errno::IO {
+            self.bad(path, what)
+        } else {
+            errno.into()
+        }
+    }
+
     fn bad(&self, path: &Path, what: &'static str) -> Error {
         Error::BadLayer {
             layer: self.name.clone(),
@@ -116,18 +140,7 @@ impl Layer for DirLayer {
         if marks::is_opaque(&place)? {
             return Ok(Below::Nothing);
         }
-        let redirect = marks::redirect(&place).map_err(|errno| {
-            if errno == rustix::io::Errno::IO {
-                self.bad(dir, "its redirect leads out of the layer or makes no sense")
-            } else {
-                errno.into()
-            }
-        })?;
-        Ok(match redirect {
-            None => Below::SamePath,
-            Some(Redirect::Absolute(path)) => Below::Redirect(path),
-            Some(Redirect::Sibling(name)) => Below::Sibling(PathBuf::into_os_string(name)),
-        })
+        self.redirect(&place, dir)
     }
 
     fn attr(&self, path: &Path) -> Result<Attr> {
@@ -153,14 +166,18 @@ impl Layer for DirLayer {
         if kind_of(&fstat(&file)?) != FileKind::Regular {
             return Err(self.bad(path, "the file changed its kind while the layer was in use"));
         }
-        let file = Arc::new(file);
-        if marks::is_metacopy(&Place::Fd(Arc::clone(&file)))? {
-            return Err(self.bad(
-                path,
-                "its data are elsewhere (metacopy=on is not supported)",
-            ));
+        Ok(File::from(file))
+    }
+
+    fn data(&self, path: &Path) -> Result<Below> {
+        let place = self.place(path)?;
+        let metacopy = marks::is_metacopy(&place)
+            .map_err(|errno| self.bad_mark(errno, path, "its metacopy mark makes no sense"))?;
+        if metacopy {
+            self.redirect(&place, path)
+        } else {
+            Ok(Below::Nothing)
         }
-        Arc::into_inner(file).map(File::from).ok_or(Error::Invalid)
     }
 
     fn file_system(&self) -> Option<BorrowedFd<'_>> {

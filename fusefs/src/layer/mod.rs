@@ -36,16 +36,16 @@ pub struct LayerEntry {
     pub ino: Ino,
 }
 
-/// How a directory of a layer continues in the layers below.
+/// How a directory of a layer continues in the layers below, or where the data of a file are.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Below {
-    /// In the directory of the same path.
+    /// At the same path.
     SamePath,
-    /// Not at all: it is opaque.
+    /// Not at all: the directory is opaque, the file is complete.
     Nothing,
-    /// In the directory at this path from the root of the tree below.
+    /// At this path from the root of the tree below.
     Redirect(std::path::PathBuf),
-    /// In the directory of this name beside the one of the same path.
+    /// At this name beside the same path.
     Sibling(OsString),
 }
 
@@ -81,7 +81,10 @@ pub trait Layer: Send + Sync {
     /// The names of all xattrs, marks included.
     fn xattr_names(&self, path: &Path) -> Result<Vec<OsString>>;
 
-    /// Opens a regular file for reading.
+    /// Where the data of a regular file are; [`Below::Nothing`]: in this layer.
+    fn data(&self, path: &Path) -> Result<Below>;
+
+    /// Opens a regular file for reading, whose data are in this layer.
     fn open(&self, path: &Path) -> Result<File>;
 
     /// A descriptor on the file system that holds the layer, for `statfs` and file handles; `None`

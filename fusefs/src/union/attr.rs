@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{OFlags, fstatvfs};
 
 use super::Union;
+use super::copy_up::Depth;
 use super::resolve::{finish, union_nlink};
 use crate::error::{Error, Result};
 use crate::image::{ImageId, dir_nlink};
@@ -41,7 +42,12 @@ impl Union {
         change: &SetAttr,
     ) -> Result<Attr> {
         let asked = self.node(node)?;
-        let node = self.copy_up(&asked.current(), change.size == Some(0))?;
+        let depth = match change.size {
+            None => Depth::Attributes,
+            Some(0) => Depth::Empty,
+            Some(_) => Depth::Data,
+        };
+        let node = self.copy_up(&asked.current(), depth)?;
         if change.size.is_some() && fh.is_none() && node.id != asked.id {
             // truncate(2): the walk is repeated, and old handles keep the image's data. (A call on
             // a handle could not be repeated, but a handle that may truncate is never an old one.)
@@ -121,16 +127,18 @@ impl Union {
         };
         let stat = place.stat()?;
         let mut attr = attr_of(&stat, node.ino);
-        let (linked, merged) = {
+        let (linked, image, removed) = {
             let state = node.state.lock();
-            let merged = state
-                .image
-                .filter(|_| node.is_dir() && state.orphan.is_none());
-            (state.link.is_some(), merged)
+            (state.link.is_some(), state.image, state.orphan.is_some())
         };
-        if let Some(image) = merged {
-            attr.nlink = self.merged_nlink(Some(node), &place, image)?;
-        } else if linked {
+        match image {
+            Some(image) if !node.is_dir() => attr.blocks = self.image.attr(image)?.blocks,
+            Some(image) if !removed => {
+                attr.nlink = self.merged_nlink(Some(node), &place, image)?;
+            }
+            _ => {}
+        }
+        if linked {
             attr.nlink = union_nlink(&place, &stat)?;
         }
         Ok(attr)

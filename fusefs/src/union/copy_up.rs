@@ -1,8 +1,13 @@
 //! Copy-up: before something of the image is changed, the upper gets a copy of it.
 //!
 //! A copy is built in the work directory with everything that belongs to it (data, owner, mode,
-//! xattrs, times), made durable if it has data, and renamed to its place. A crash leaves the image's file or the
-//! complete copy, never a mixture.
+//! xattrs, times), made durable if it has data, and renamed to its place. A crash leaves the image's
+//! file or the complete copy, never a mixture.
+//!
+//! A change of attributes copies no data: the upper gets a file with the attributes and the length,
+//! marked as overlayfs's metacopy, whose redirect says where in the image the data are. They come
+//! with the first open for writing, into the same file, and the mark goes when they are on disk:
+//! until then nobody looks at them.
 //!
 //! **The hand-over.** A FUSE inode with a passthrough open is pinned to that backing file: an open
 //! with another one fails with EIO (fs/fuse/iomode.c). So a file that is copied up while handles
@@ -15,7 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
-use rustix::fs::{FileType, Mode, RenameFlags, XattrFlags};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::{Union, make_impure};
@@ -23,41 +28,90 @@ use crate::error::{Error, Result};
 use crate::image::ImageId;
 use crate::inode::{Name, Node, State};
 use crate::marks::{self, NlinkDelta};
-use crate::sys::change::{create, fsync, mkdirat, mknodat, renameat_with, symlinkat};
+use crate::sys::change::{create, fsync, ftruncate, mkdirat, mknodat, renameat_with, symlinkat};
 use crate::sys::copy::copy_data;
 use crate::sys::handle::FileHandle;
 use crate::sys::place::Place;
 use crate::types::{Attr, FileKind, SetTime};
 use crate::upper::Upper;
 
+/// Taken away by a write (capabilities(7)).
+const CAPABILITY: &str = "security.capability";
+
+/// The longest path that a metacopy file names as the place of its data (bytes). Beyond it the
+/// xattr might not find room in the inode's block.
+const REDIRECT_MAX: usize = 1024;
+
+/// How much of a file is copied up.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Depth {
+    /// What a change of attributes or of names needs: all but the data of a regular file.
+    Attributes,
+    /// Everything: the file is about to be written.
+    Data,
+    /// Everything but the data, which are about to be truncated.
+    Empty,
+}
+
 impl Union {
-    /// Makes sure that the upper has a node's file, and returns the node that stands for it then.
-    /// With `empty` the data is not copied: the caller is about to truncate it.
+    /// Makes sure that the upper has a node's file, as deep as that, and returns the node that
+    /// stands for it then.
     ///
     /// Called without the `names` lock: copying may take long.
-    pub(super) fn copy_up(&self, node: &Arc<Node>, empty: bool) -> Result<Arc<Node>> {
+    pub(super) fn copy_up(&self, node: &Arc<Node>, depth: Depth) -> Result<Arc<Node>> {
         let upper = self.writable()?;
         let node = node.current();
         if node.is_dir() {
             self.copy_up_dir(&node)?;
             return Ok(node);
         }
-        if node.in_upper() {
+        let is_done = |node: &Node| match depth {
+            Depth::Attributes => node.in_upper(),
+            Depth::Data | Depth::Empty => node.is_complete(),
+        };
+        if is_done(&node) {
             return Ok(node);
         }
         let _copy = node.copy.lock();
         // Somebody may have been faster.
         let node = node.current();
-        if node.in_upper() {
+        if is_done(&node) {
             return Ok(node);
+        }
+        if node.in_upper() {
+            return self.copy_up_data(&node, depth);
         }
         let name = node.state.lock().names.first().cloned();
         if let Some(name) = &name {
             self.copy_up_dir(&name.parent)?;
         }
         let image = node.image().ok_or(Error::NotFound)?;
-        let copy = Copy::make(self, upper, image, empty)?;
+        let copy = Copy::make(self, upper, image, depth)?;
         self.install(&node, &copy)
+    }
+
+    /// Gives a metacopy file its data. A crash before the mark goes leaves it one.
+    fn copy_up_data(&self, node: &Arc<Node>, depth: Depth) -> Result<Arc<Node>> {
+        let _names = self.names.read();
+        let image = node.image().ok_or(Error::NotFound)?;
+        let place = self.upper_place(node)?;
+        let file = place.open_file(OFlags::RDWR)?;
+        if depth == Depth::Empty {
+            ftruncate(&file, 0)?;
+        } else {
+            let before = crate::sys::attr_of(&place.stat()?, node.ino);
+            let capability = place.xattr(OsStr::new(CAPABILITY))?;
+            copy_data(&self.image.open(image)?, &file, before.size)?;
+            // Writing takes capabilities away, and is not what the caller did.
+            if let Some(capability) = capability {
+                place.set_xattr(OsStr::new(CAPABILITY), &capability, XattrFlags::empty())?;
+            }
+            let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
+            place.utimens(Some(atime), Some(mtime))?;
+            fsync(&file)?;
+        }
+        marks::clear_metacopy(&place)?;
+        Ok(self.hand_over(node, |state| state.image = None))
     }
 
     /// Makes sure that the upper has a directory (without its entries) and all directories above.
@@ -85,7 +139,7 @@ impl Union {
             return Ok(());
         }
         let image = node.image().ok_or(Error::NotFound)?;
-        let copy = Copy::make(self, self.writable()?, image, true)?;
+        let copy = Copy::make(self, self.writable()?, image, Depth::Attributes)?;
         let _names = self.names.read();
         let name = node.state.lock().names.first().cloned();
         let name = name.ok_or(Error::NotFound)?;
@@ -127,27 +181,44 @@ impl Union {
                 return Err(error);
             }
         };
+        let change = |state: &mut State| {
+            state.upper = true;
+            (state.link, state.orphan) = (link, orphan);
+            if copy.is_complete {
+                state.image = None;
+            }
+        };
+        if copy.is_complete {
+            return Ok(self.hand_over(node, change));
+        }
+        // The data stay where they are: open handles have the right file.
+        change(&mut node.state.lock());
+        Ok(Arc::clone(node))
+    }
+
+    /// Changes a node whose data were copied up. With open handles on the image's file, a new node
+    /// takes over instead, and is returned.
+    fn hand_over(&self, node: &Arc<Node>, change: impl FnOnce(&mut State)) -> Arc<Node> {
         let mut state = node.state.lock();
-        let after = State {
+        if state.open == 0 {
+            change(&mut state);
+            state.backing = Weak::new();
+            return Arc::clone(node);
+        }
+        let mut after = State {
             names: state.names.clone(),
-            upper: true,
-            link,
-            orphan,
+            image: state.image,
+            upper: state.upper,
+            link: state.link.clone(),
+            orphan: state.orphan.clone(),
+            predecessor: Arc::downgrade(node),
             ..State::default()
         };
-        if state.open == 0 {
-            *state = after;
-            state.backing = Weak::new();
-            return Ok(Arc::clone(node));
-        }
-        let after = State {
-            predecessor: Arc::downgrade(node),
-            ..after
-        };
+        change(&mut after);
         let successor = self.nodes.succeed(node, after);
         state.names.clear();
         state.successor = Some(Arc::clone(&successor));
-        Ok(successor)
+        successor
     }
 }
 
@@ -159,12 +230,19 @@ struct Copy<'u> {
     image: ImageId,
     attr: Attr,
     handle: Option<FileHandle>,
+    /// Whether it needs nothing of the image any more.
+    is_complete: bool,
 }
 
 impl<'u> Copy<'u> {
     /// Builds a copy of the image's file or (empty) directory.
-    fn make(union: &Union, upper: &'u Upper, image: ImageId, empty: bool) -> Result<Copy<'u>> {
+    fn make(union: &Union, upper: &'u Upper, image: ImageId, depth: Depth) -> Result<Copy<'u>> {
         let attr = union.image.attr(image)?;
+        let path = union.image.path(image);
+        let is_complete = depth != Depth::Attributes
+            || attr.kind != FileKind::Regular
+            || attr.size == 0
+            || path.as_os_str().len() > REDIRECT_MAX;
         let (dir, temp) = upper.work_name();
         let mut copy = Copy {
             upper,
@@ -173,6 +251,7 @@ impl<'u> Copy<'u> {
             image,
             attr,
             handle: None,
+            is_complete,
         };
         let place = copy.place();
         let mut file = None;
@@ -180,10 +259,16 @@ impl<'u> Copy<'u> {
         match attr.kind {
             FileKind::Regular => {
                 let made = std::fs::File::from(create(&copy.dir, &copy.temp, private)?);
-                if !empty {
-                    copy_data(&union.image.open(image)?, &made, attr.size)?;
+                if is_complete {
+                    if depth != Depth::Empty {
+                        copy_data(&union.image.open(image)?, &made, attr.size)?;
+                    }
+                    file = Some(made);
+                } else {
+                    ftruncate(&made, attr.size)?;
+                    marks::set_metacopy(&place)?;
+                    marks::set_redirect(&place, &path)?;
                 }
-                file = Some(made);
             }
             FileKind::Directory => mkdirat(&copy.dir, &copy.temp, Mode::RWXU)?,
             FileKind::Symlink => {

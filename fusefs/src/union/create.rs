@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::copy_up::{UpperName, upper_name};
+use super::copy_up::{Depth, UpperName, upper_name};
 use super::open::writes;
 use super::resolve::Found;
 use super::{Opened, Union, check_name, make_impure};
@@ -97,7 +97,7 @@ impl Union {
         check_name(name)?;
         let asked = self.node(node)?;
         let parent = self.dir_node(parent)?;
-        let node = self.copy_up(&asked.current(), false)?;
+        let node = self.copy_up(&asked.current(), Depth::Attributes)?;
         if node.is_dir() {
             return Err(Error::NotPermitted);
         }
@@ -118,7 +118,7 @@ impl Union {
         let attr = self.attr(&node)?;
         let found = Found {
             attr,
-            image: None,
+            image: node.image(),
             upper: true,
             link: None,
         };

@@ -13,6 +13,7 @@
 //!   after (`docs/architecture.md`, "What a crash leaves", which names the exceptions).
 
 mod attr;
+mod complete;
 mod copy_up;
 mod create;
 mod open;

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::attr::{clear_set_id, place_of_file};
+use super::copy_up::Depth;
 use crate::error::{Error, Result};
 use crate::inode::{Backing, FileHandleState, Handle, Node};
 use crate::marks;
@@ -51,14 +52,15 @@ impl Union {
         }
         let truncate = flags.contains(OFlags::TRUNC);
         if writes(flags) || truncate {
-            let node = self.copy_up(&asked, truncate)?;
+            let depth = if truncate { Depth::Empty } else { Depth::Data };
+            let node = self.copy_up(&asked, depth)?;
             if node.id != asked.id {
                 return Err(Error::HandedOver);
             }
         }
         let _names = self.names.read();
         loop {
-            let (backing, upper) = self.backing(&asked)?;
+            let (backing, complete) = self.backing(&asked)?;
             let mut perm = 0;
             if writes(flags) || truncate {
                 let place = place_of_file(&backing.file)?;
@@ -70,19 +72,20 @@ impl Union {
                 }
                 perm = place.stat()?.st_mode;
             }
-            if let Some(opened) = self.opened(&asked, backing, upper, writes(flags), perm)? {
+            if let Some(opened) = self.opened(&asked, backing, complete, writes(flags), perm)? {
                 return Ok(opened);
             }
         }
     }
 
-    /// Makes a handle of an opened backing file, which lies in the upper or not. `None` if the
-    /// node was copied up since the file was opened, so that it is not the node's file any more.
+    /// Makes a handle of an opened backing file, which is the complete one of the upper or the
+    /// image's. `None` if the node's data were copied up since the file was opened, so that it is
+    /// not the node's file any more.
     pub(super) fn opened(
         &self,
         node: &Arc<Node>,
         backing: Arc<Backing>,
-        upper: bool,
+        complete: bool,
         writes: bool,
         mode: u32,
     ) -> Result<Option<Opened>> {
@@ -91,7 +94,7 @@ impl Union {
             if state.successor.is_some() {
                 return Err(Error::HandedOver);
             }
-            if state.upper != upper {
+            if state.is_complete() != complete {
                 return Ok(None);
             }
             state.open += 1;
@@ -100,7 +103,7 @@ impl Union {
         let fh = self.handles.insert(Handle::File(FileHandleState {
             node: Arc::clone(node),
             backing: Arc::clone(&backing),
-            writable: upper,
+            writable: complete,
         }));
         Ok(Some(Opened {
             fh,
@@ -216,30 +219,31 @@ impl Union {
         })
     }
 
-    /// The backing file of a node, the open one or a new one, and whether it lies in the upper.
+    /// The backing file of a node, the open one or a new one, and whether it is the upper's.
     fn backing(&self, node: &Arc<Node>) -> Result<(Arc<Backing>, bool)> {
         let (known, image, upper) = {
             let state = node.state.lock();
             (state.backing.upgrade(), state.image, state.upper)
         };
+        let complete = upper && image.is_none();
         if let Some(backing) = known {
-            return Ok((backing, upper));
+            return Ok((backing, complete));
         }
-        let file = match (upper, image) {
-            (true, _) => open_upper(&self.upper_place(node)?)?,
-            (false, Some(id)) => self.image.open(id)?,
-            (false, None) => return Err(Error::NotFound),
+        let file = match image {
+            Some(id) => self.image.open(id)?,
+            None if upper => open_upper(&self.upper_place(node)?)?,
+            None => return Err(Error::NotFound),
         };
         let backing = Backing::new(file);
         let mut state = node.state.lock();
-        if state.upper == upper {
+        if state.is_complete() == complete {
             // Two opens at once: the first one's file stands, so that all handles share one.
             if let Some(first) = state.backing.upgrade() {
-                return Ok((first, upper));
+                return Ok((first, complete));
             }
             state.backing = Arc::downgrade(&backing);
         }
-        Ok((backing, upper))
+        Ok((backing, complete))
     }
 
     fn with_file<T>(&self, fh: Fh, work: impl FnOnce(&FileHandleState) -> Result<T>) -> Result<T> {
@@ -269,10 +273,7 @@ impl Union {
 /// can't be written (immutable, or being a swap file).
 fn open_upper(place: &Place) -> Result<std::fs::File> {
     if marks::is_metacopy(place)? {
-        tracing::error!(
-            ?place,
-            "its data are elsewhere (overlayfs's metacopy=on is not supported)"
-        );
+        tracing::error!(?place, "its data should be in the image, and are not");
         return Err(Errno::IO.into());
     }
     match place.open_file(OFlags::RDWR) {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
+use super::copy_up::Depth;
 use super::remove::stat_if_any;
 use super::resolve::Held;
 use super::{Union, check_name, make_impure};
@@ -56,7 +57,7 @@ impl Union {
             Err(Error::NotFound) if !exchange => None,
             Err(error) => return Err(error),
         };
-        let moved = self.copy_up(&source.current()?, false)?;
+        let moved = self.copy_up(&source.current()?, Depth::Attributes)?;
         if let Some(target) = &target
             && target.current()?.id == moved.id
         {
@@ -66,7 +67,7 @@ impl Union {
         self.copy_up_dir(&parent)?;
         self.copy_up_dir(&new_parent)?;
         if let (true, Some(target)) = (exchange, &target) {
-            self.copy_up(&target.current()?, false)?;
+            self.copy_up(&target.current()?, Depth::Attributes)?;
         }
 
         let _names = self.names.write();

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::{Union, check_name, is_impure};
 use crate::error::{Error, Result};
-use crate::image::ImageId;
+use crate::image::{ImageId, is_hollow};
 use crate::inode::{Name, Node, State};
 use crate::marks::{self, Redirect};
 use crate::sys::place::Place;
@@ -110,16 +110,37 @@ impl Union {
             upper: true,
             link: None,
         };
-        if is_impure(parent, dir)?
-            && let Some((key, ino)) = self.origin_of(&place)?
-        {
+        let impure = is_impure(parent, dir)?;
+        if impure && let Some((key, ino)) = self.origin_of(&place)? {
             found.attr.ino = ino;
             found.link = self.upper()?.links().get(key.0, key.1);
             if found.link.is_some() {
                 found.attr.nlink = union_nlink(&place, stat)?;
             }
         }
+        // A metacopy file has an origin, unless the image's file system has no file handles.
+        if found.attr.kind == FileKind::Regular && (impure || is_hollow(&found.attr)) {
+            self.add_image_data(&mut found, &place, || self.image_of(parent, &place, name))?;
+        }
         Ok(found)
+    }
+
+    /// Adds the image's file that has the data, where the upper has the attributes alone.
+    fn add_image_data(
+        &self,
+        found: &mut Found,
+        place: &Place,
+        below: impl FnOnce() -> Result<Option<ImageId>>,
+    ) -> Result<()> {
+        if !marks::is_metacopy(place)? {
+            return Ok(());
+        }
+        // Without one in the image its data are lost: opening it will say so.
+        found.image = below()?.filter(|id| self.image.kind(*id) == FileKind::Regular);
+        if let Some(id) = found.image {
+            found.attr.blocks = self.image.attr(id)?.blocks;
+        }
+        Ok(())
     }
 
     fn image_only_entry(&self, id: ImageId) -> Result<Found> {
@@ -133,12 +154,14 @@ impl Union {
                 let stat = link.stat()?;
                 let mut attr = attr_of(&stat, attr.ino);
                 attr.nlink = union_nlink(&link, &stat)?;
-                return Ok(Found {
+                let mut found = Found {
                     attr,
                     image: None,
                     upper: true,
-                    link: Some(link),
-                });
+                    link: Some(link.clone()),
+                };
+                self.add_image_data(&mut found, &link, || Ok(Some(id)))?;
+                return Ok(found);
             }
         }
         Ok(Found {
@@ -154,12 +177,17 @@ impl Union {
         if marks::is_opaque(place)? {
             return Ok(None);
         }
-        let id = match marks::redirect(place)? {
-            None => self.image_entry(parent, name)?,
-            Some(Redirect::Absolute(path)) => self.image.find(&path)?,
-            Some(Redirect::Sibling(other)) => self.image_entry(parent, other.as_os_str())?,
-        };
+        let id = self.image_of(parent, place, name)?;
         Ok(id.filter(|id| self.image.kind(*id) == FileKind::Directory))
+    }
+
+    /// What of the image an entry of the upper continues: at its name, or where its redirect leads.
+    fn image_of(&self, parent: &Node, place: &Place, name: &OsStr) -> Result<Option<ImageId>> {
+        match marks::redirect(place)? {
+            None => self.image_entry(parent, name),
+            Some(Redirect::Absolute(path)) => self.image.find(&path),
+            Some(Redirect::Sibling(other)) => self.image_entry(parent, other.as_os_str()),
+        }
     }
 
     /// The inode number of an upper file that comes from nowhere else.

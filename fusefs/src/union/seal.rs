@@ -1,7 +1,8 @@
-//! Sealing: before an upper becomes a layer, what only its work directory knows must move into it.
+//! Sealing: before an upper becomes a layer, it must need nothing but itself.
 //!
-//! That is one thing: a copied-up file with hard links in the image is found under its other names
-//! by the link index. A layer has no index, so every such name gets its link in the upper.
+//! A copied-up file with hard links in the image is found under its other names by the link index.
+//! A layer has no index, so every such name gets its link in the upper. Then every file gets its
+//! data: overlayfs reads a layer with metacopy files only if it is told to.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -28,6 +29,7 @@ impl Union {
             return Ok(());
         };
         self.complete(upper)?;
+        self.copy_up_all_data()?;
         let _names = self.names.write();
         self.sealed.store(true, Ordering::Release);
         Ok(())

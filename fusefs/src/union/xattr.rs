@@ -8,6 +8,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::Union;
+use super::copy_up::Depth;
 use crate::error::{Error, Result};
 use crate::marks::is_private;
 use crate::types::NodeId;
@@ -56,7 +57,7 @@ impl Union {
         if is_private(name) {
             return Err(Error::NotPermitted);
         }
-        let node = self.copy_up(&self.current(node)?, false)?;
+        let node = self.copy_up(&self.current(node)?, Depth::Attributes)?;
         let _names = self.names.read();
         Ok(self.upper_place(&node)?.set_xattr(name, value, flags)?)
     }
@@ -65,7 +66,7 @@ impl Union {
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
         // Nothing is copied up for an xattr that is not there.
         self.getxattr(node, name)?;
-        let node = self.copy_up(&self.current(node)?, false)?;
+        let node = self.copy_up(&self.current(node)?, Depth::Attributes)?;
         let _names = self.names.read();
         match self.upper_place(&node)?.remove_xattr(name) {
             Err(Errno::NODATA) => Err(Error::NoXattr),

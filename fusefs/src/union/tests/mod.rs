@@ -1,6 +1,7 @@
 //! The union without a kernel: what no mounted test can see.
 
 mod faults;
+mod metacopy;
 mod tree;
 
 use std::ffi::OsString;

@@ -80,7 +80,8 @@ fn seen(union: &Union, entry: &Entry) -> Seen {
 }
 
 fn content(union: &Union, node: NodeId, size: u64) -> Vec<u8> {
-    let opened = union.open(ROOT, node, OFlags::RDONLY).unwrap();
+    let opened = union.open(ROOT, node, OFlags::RDONLY);
+    let opened = opened.unwrap_or_else(|e| panic!("open {:?}: {e}", union.node(node)));
     let mut buffer = vec![0; usize::try_from(size).unwrap() + 1];
     let count = union.read(opened.fh, 0, &mut buffer).unwrap();
     union.release(opened.fh);
