@@ -11,8 +11,9 @@
 //! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin, or redirected directories |
 //! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`NlinkDelta`] |
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Stat, XattrFlags};
@@ -25,6 +26,11 @@ use crate::types::FileKind;
 
 /// What all marks' names begin with. Containers neither see nor set such xattrs.
 const PRIVATE: &[u8] = b"trusted.overlay.";
+/// What stands after [`PRIVATE`] in the name of an xattr that a container gave a mark's name.
+const ESCAPE: &[u8] = b"overlay.";
+/// The longest name of an xattr (`XATTR_NAME_MAX`).
+const XATTR_NAME_MAX: usize = 255;
+
 const OPAQUE: &str = "trusted.overlay.opaque";
 const REDIRECT: &str = "trusted.overlay.redirect";
 const ORIGIN: &str = "trusted.overlay.origin";
@@ -35,9 +41,31 @@ const NLINK: &str = "trusted.overlay.nlink";
 /// The device number of a whiteout: major 0, minor 0.
 pub(crate) const WHITEOUT_DEVICE: u64 = 0;
 
-/// Whether an xattr is the union's own.
-pub(crate) fn is_private(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(PRIVATE)
+/// Whether an xattr on disk is the union's own.
+pub(crate) fn is_private(stored: &OsStr) -> bool {
+    let own = stored.as_bytes().strip_prefix(PRIVATE);
+    own.is_some_and(|rest| !rest.starts_with(ESCAPE))
+}
+
+/// The name on disk of the xattr that a container calls `name`; `None` if that is too long.
+///
+/// What looks like a mark is escaped by one `overlay.` more, so that an overlay in the container
+/// can keep its marks on our files, and one in that one too.
+pub(crate) fn stored_name(name: &OsStr) -> Option<Cow<'_, OsStr>> {
+    let Some(rest) = name.as_bytes().strip_prefix(PRIVATE) else {
+        return Some(Cow::Borrowed(name));
+    };
+    let stored = [PRIVATE, ESCAPE, rest].concat();
+    (stored.len() <= XATTR_NAME_MAX).then(|| Cow::Owned(OsString::from_vec(stored)))
+}
+
+/// What a container calls an xattr on disk; `None` if it is the union's own.
+pub(crate) fn shown_name(stored: &OsStr) -> Option<Cow<'_, OsStr>> {
+    let Some(rest) = stored.as_bytes().strip_prefix(PRIVATE) else {
+        return Some(Cow::Borrowed(stored));
+    };
+    let name = [PRIVATE, rest.strip_prefix(ESCAPE)?].concat();
+    Some(Cow::Owned(OsString::from_vec(name)))
 }
 
 /// Whether an inode is a whiteout.
@@ -278,6 +306,57 @@ mod tests {
                 let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
                 proptest::prop_assert!(inside, "{path:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_mark_is_escaped_once_for_each_overlay() {
+        for (name, stored) in [
+            ("user.x", "user.x"),
+            ("trusted.x", "trusted.x"),
+            ("trusted.overlay", "trusted.overlay"),
+            ("trusted.overlayx", "trusted.overlayx"),
+            ("trusted.overlay.", "trusted.overlay.overlay."),
+            ("trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
+            (
+                "trusted.overlay.overlay.opaque",
+                "trusted.overlay.overlay.overlay.opaque",
+            ),
+        ] {
+            let (name, stored) = (OsStr::new(name), OsStr::new(stored));
+            assert_eq!(stored_name(name).as_deref(), Some(stored));
+            assert_eq!(shown_name(stored).as_deref(), Some(name));
+            assert!(!is_private(stored), "{stored:?}");
+        }
+        for own in [
+            OPAQUE,
+            ORIGIN,
+            "trusted.overlay.",
+            "trusted.overlay.overlay",
+        ] {
+            assert_eq!(shown_name(OsStr::new(own)), None);
+            assert!(is_private(OsStr::new(own)), "{own}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_grows_too_long_has_no_place() {
+        let name = |length: usize| format!("trusted.overlay.{}", "x".repeat(length - 16));
+        assert!(stored_name(OsStr::new(&name(247))).is_some());
+        assert_eq!(stored_name(OsStr::new(&name(248))), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_name_comes_back(
+            prefix in proptest::sample::select(vec!["", "trusted.overlay.", "trusted.overlay.overlay."]),
+            rest in proptest::collection::vec(1_u8.., 0..200),
+        ) {
+            let name = OsString::from_vec([prefix.as_bytes(), &rest].concat());
+            let stored = stored_name(&name).unwrap().into_owned();
+            proptest::prop_assert!(!is_private(&stored));
+            let shown = shown_name(&stored).map(Cow::into_owned);
+            proptest::prop_assert_eq!(shown, Some(name));
         }
     }
 

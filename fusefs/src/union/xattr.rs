@@ -1,6 +1,8 @@
 //! Extended attributes. The union's own marks are invisible, and nobody can set them: a container
-//! that could would choose what of the image it sees.
+//! that could would choose what of the image it sees. What a container gives the name of a mark is
+//! kept under another one ([`marks::stored_name`]).
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -10,15 +12,13 @@ use rustix::io::Errno;
 use super::Union;
 use super::copy_up::Depth;
 use crate::error::{Error, Result};
-use crate::marks::is_private;
+use crate::marks;
 use crate::types::NodeId;
 
 impl Union {
-    /// The value of an xattr; `NoXattr` if it is not there (or is the union's own).
+    /// The value of an xattr; `NoXattr` if it is not there.
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
-        if is_private(name) {
-            return Err(Error::NoXattr);
-        }
+        let name = &*stored_name(name)?;
         let node = self.current(node)?;
         let _names = self.names.read();
         let value = match (self.place(&node)?, node.image()) {
@@ -39,7 +39,7 @@ impl Union {
             (None, None) => Vec::new(),
         };
         let mut list = Vec::new();
-        for name in names.iter().filter(|name| !is_private(name)) {
+        for name in names.iter().filter_map(|name| marks::shown_name(name)) {
             list.extend_from_slice(name.as_bytes());
             list.push(0);
         }
@@ -54,12 +54,10 @@ impl Union {
         value: &[u8],
         flags: XattrFlags,
     ) -> Result<()> {
-        if is_private(name) {
-            return Err(Error::NotPermitted);
-        }
+        let name = stored_name(name)?;
         let node = self.copy_up(&self.current(node)?, Depth::Attributes)?;
         let _names = self.names.read();
-        Ok(self.upper_place(&node)?.set_xattr(name, value, flags)?)
+        Ok(self.upper_place(&node)?.set_xattr(&name, value, flags)?)
     }
 
     /// Removes an xattr.
@@ -68,9 +66,14 @@ impl Union {
         self.getxattr(node, name)?;
         let node = self.copy_up(&self.current(node)?, Depth::Attributes)?;
         let _names = self.names.read();
-        match self.upper_place(&node)?.remove_xattr(name) {
+        match self.upper_place(&node)?.remove_xattr(&stored_name(name)?) {
             Err(Errno::NODATA) => Err(Error::NoXattr),
             other => Ok(other?),
         }
     }
+}
+
+/// The name of an xattr on disk. One that becomes too long is refused as overlayfs refuses it.
+fn stored_name(name: &OsStr) -> Result<Cow<'_, OsStr>> {
+    marks::stored_name(name).ok_or(Error::NotSupported)
 }

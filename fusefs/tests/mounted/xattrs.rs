@@ -6,8 +6,8 @@ use std::os::unix::fs::symlink;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use crate::system::{Layers, each_lamina, each_system};
-use crate::tools::{fails, opaque, set_xattr, write, xattr, xattr_names};
+use crate::system::{Layers, each_system};
+use crate::tools::{append, fails, names, opaque, set_xattr, write, xattr, xattr_names};
 
 fn image(layers: &Layers) {
     write(layers.bottom("file"), "x");
@@ -93,21 +93,66 @@ fn the_unions_own_are_not_there() {
 }
 
 #[test]
-fn the_unions_own_cannot_be_set() {
-    // Overlayfs escapes them since 6.7, so that an overlay may lie in an overlay.
-    each_lamina(image, |m| {
-        for name in [
+fn what_is_named_like_the_unions_own_is_kept_beside_them() {
+    each_system(image, |m| {
+        // A directory that says `opaque` by the container's word still merges.
+        write(m.path("dir/kept"), "x");
+        let all = [
             "trusted.overlay.opaque",
+            "trusted.overlay.overlay.opaque",
             "trusted.overlay.redirect",
-            "trusted.overlay.x",
-        ] {
-            assert!(set_xattr(m.path("file"), name, b"y").is_err(), "{name}");
-            assert!(
-                rustix::fs::lremovexattr(m.path("dir"), name).is_err(),
-                "{name}"
-            );
+        ];
+        for name in all {
+            fails(xattr(m.path("dir"), name), Errno::NODATA);
+            set_xattr(m.path("dir"), name, name.as_bytes()).unwrap();
         }
-        assert_eq!(xattr_names(m.path("file")), ["trusted.image", "user.image"]);
+        m.remount();
+        for name in all {
+            assert_eq!(xattr(m.path("dir"), name).unwrap(), name.as_bytes());
+        }
+        assert_eq!(xattr_names(m.path("dir"))[..3], all);
+        assert_eq!(names(m.path("dir")), ["kept"]);
+        assert_eq!(
+            xattr(m.upper("dir"), "trusted.overlay.overlay.opaque").unwrap(),
+            b"trusted.overlay.opaque"
+        );
+        for name in all {
+            rustix::fs::lremovexattr(m.path("dir"), name).unwrap();
+            fails(xattr(m.path("dir"), name), Errno::NODATA);
+        }
+        assert_eq!(xattr_names(m.path("dir")), ["user.dir"]);
+    });
+}
+
+#[test]
+fn a_copy_up_keeps_what_is_named_like_the_unions_own() {
+    let escaped = "trusted.overlay.overlay.whiteout";
+    each_system(
+        |layers| {
+            image(layers);
+            set_xattr(layers.bottom("file"), escaped, b"v").unwrap();
+        },
+        |m| {
+            let named = "trusted.overlay.whiteout";
+            assert_eq!(xattr(m.path("file"), named).unwrap(), b"v");
+            append(m.path("file"), "!");
+            assert_eq!(xattr(m.path("file"), named).unwrap(), b"v");
+            assert_eq!(xattr(m.upper("file"), escaped).unwrap(), b"v");
+        },
+    );
+}
+
+#[test]
+fn a_name_that_is_too_long_to_be_escaped_is_refused() {
+    each_system(image, |m| {
+        let name = |length: usize| format!("trusted.overlay.{}", "x".repeat(length - 16));
+        set_xattr(m.path("file"), &name(247), b"v").unwrap();
+        assert_eq!(xattr(m.path("file"), &name(247)).unwrap(), b"v");
+        fails(
+            set_xattr(m.path("file"), &name(248), b"v"),
+            Errno::OPNOTSUPP,
+        );
+        fails(xattr(m.path("file"), &name(248)), Errno::OPNOTSUPP);
     });
 }
 
