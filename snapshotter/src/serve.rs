@@ -103,7 +103,7 @@ impl Mounter for FuseMounter {
             dev: true,
             exec: true,
             passthrough: self.passthrough,
-            extra: Vec::new(),
+            ..SessionOptions::default()
         };
         let union = Arc::new(Union::new(image, upper)?);
         let session = Session::mount(Arc::clone(&union), plan.at, &options)?;

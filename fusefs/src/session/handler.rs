@@ -25,6 +25,7 @@ use super::convert::{
     FOREVER, attr_ttl, caller, dot_attr, entry_attr, entry_attr_ttl, file_attr, file_type,
     has_own_node, no_entry, open_flags, rdev_from_wire, set_time,
 };
+use super::features::KernelFeatures;
 use super::passthrough::{Passthrough, open_mode};
 use crate::error::{Error, Result};
 use crate::types::{Fh, NodeId, SetAttr};
@@ -63,24 +64,43 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
 pub(super) struct Handler {
     union: Arc<Union>,
     passthrough: Passthrough,
+    /// What the kernel may not give, even if it offers it.
+    without: KernelFeatures,
+    /// Whether the kernel says which writes take setuid and setgid away.
+    killpriv: bool,
 }
 
 impl Handler {
-    pub(super) fn new(union: Arc<Union>, passthrough: bool) -> Self {
+    /// Serves `union` with what the kernel has, except what `without` names.
+    pub(super) fn new(union: Arc<Union>, without: KernelFeatures) -> Self {
         Self {
             union,
-            passthrough: Passthrough::new(passthrough),
+            passthrough: Passthrough::new(!without.contains(KernelFeatures::PASSTHROUGH)),
+            without,
+            killpriv: false,
+        }
+    }
+
+    /// Whether a write has to take setuid and setgid away. A kernel that can't say so has sent a
+    /// SETATTR before the write, if it went through the cache. A write that did not came here with
+    /// its writer; one from a mapping came from the cache, and takes nothing away.
+    fn takes_set_id_away(&self, writer: &Request, flags: WriteFlags) -> bool {
+        if self.killpriv {
+            flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+        } else {
+            !flags.contains(WriteFlags::FUSE_WRITE_CACHE) && caller(writer, 0).uid != 0
         }
     }
 }
 
 impl Filesystem for Handler {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let offered = config.capabilities();
+        let offered = config.capabilities() & !self.without.init_flags();
         // These can't fail: only what is offered, only numbers in range.
         let _ = config.add_capabilities(WANTED & offered);
         let _ = config.set_max_write(MAX_IO);
         let _ = config.set_max_background(MAX_BACKGROUND);
+        self.killpriv = offered.contains(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
         if self.passthrough.is_offered() && offered.contains(InitFlags::FUSE_PASSTHROUGH) {
             let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
             let _ = config.set_max_stack_depth(STACK_DEPTH);
@@ -321,7 +341,7 @@ impl Filesystem for Handler {
 
     fn write(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -331,7 +351,7 @@ impl Filesystem for Handler {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill_suidgid = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill_suidgid = self.takes_set_id_away(req, write_flags);
         let written = self.union.write(handle(fh), offset, data, kill_suidgid);
         answer("write", ino, reply, written, reply_count);
     }

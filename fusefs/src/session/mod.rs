@@ -1,12 +1,13 @@
 //! The session: one union, served as one FUSE mount.
 //!
 //! [`Session::mount`] opens `/dev/fuse`, mounts, shakes hands with the kernel and starts the
-//! threads that answer it. From then on three modules work together:
+//! threads that answer it. From then on four modules work together:
 //!
 //! - `handler` has one short function for each request: decode, ask the union, answer
 //!   (`answer` holds what the replies have in common).
 //! - `convert` turns FUSE's types into the union's and back, and says how long the kernel may
 //!   remember an answer: as good as for ever, because every change comes through the mount.
+//! - `features` says what an older kernel does not have.
 //! - `passthrough` registers backing files, so that the kernel reads and writes them by itself.
 //!
 //! A mount that somebody still uses when it is unmounted is only detached: it disappears from
@@ -15,6 +16,7 @@
 
 mod answer;
 mod convert;
+mod features;
 mod handler;
 mod passthrough;
 
@@ -31,6 +33,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
+pub use self::features::KernelFeatures;
 use self::handler::{Handler, MAX_IO};
 use crate::error::{Error, Result};
 use crate::sys::memory::keep_large_buffers_lazy;
@@ -62,6 +65,8 @@ pub struct SessionOptions {
     pub exec: bool,
     /// Use passthrough where the kernel offers it.
     pub passthrough: bool,
+    /// Features of the kernel to leave aside, as if it were an older one.
+    pub without: KernelFeatures,
     /// Extra options handed to the kernel, e.g. `context="..."`.
     pub extra: Vec<String>,
 }
@@ -78,12 +83,23 @@ impl Default for SessionOptions {
             dev: true,
             exec: true,
             passthrough: true,
+            without: KernelFeatures::empty(),
             extra: Vec::new(),
         }
     }
 }
 
 impl SessionOptions {
+    /// What the kernel may not give.
+    fn without(&self) -> KernelFeatures {
+        let mut without = self.without;
+        without.set(
+            KernelFeatures::PASSTHROUGH,
+            !self.passthrough || without.contains(KernelFeatures::PASSTHROUGH),
+        );
+        without
+    }
+
     fn flags(&self) -> MountFlags {
         let mut flags = MountFlags::empty();
         flags.set(MountFlags::RDONLY, self.read_only);
@@ -145,7 +161,7 @@ impl Session {
             fuser::SessionACL::Owner
         };
         let acl = config.acl;
-        let handler = Handler::new(union, options.passthrough);
+        let handler = Handler::new(union, options.without());
         let session = fuser::Session::from_fd(handler, device.into(), acl, config)
             .map_err(|source| failed("no handshake with the kernel for", mountpoint, source))?;
         mount.set_read_ahead();

@@ -1,11 +1,12 @@
 //! What users see through a mount, checked on real mounts.
 //!
 //! Every test runs on each [`system::System`]: on kernel overlayfs, which proves that the test
-//! itself is right, and on Lamina with and without passthrough. Where the systems differ on
+//! itself is right, and on Lamina with passthrough, without it, and as on an old kernel. Where the systems differ on
 //! purpose, the test says so.
 //!
 //! The tests need root and `/dev/fuse`, and leave no mount behind. `LAMINA_TEST_SYSTEMS` (names
-//! with commas between them: `overlayfs`, `lamina`, `lamina-plain`) picks some of the systems.
+//! with commas between them: `overlayfs`, `lamina`, `lamina-plain`, `lamina-old`) picks some of
+//! the systems.
 
 // In a test a failed step is the end of it, in helpers and closures too.
 #![allow(clippy::unwrap_used)]

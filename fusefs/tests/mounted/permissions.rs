@@ -3,8 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
-use crate::system::{Layers, each_system};
+use lamina_fusefs::session::{KernelFeatures, SessionOptions};
+
+use crate::system::{Access, Layers, System, each_system};
 use crate::tools::{
     USER, append, chmod, lchown, mode, read, set_xattr, sh, sh_as_user, stat, write, xattr,
     xattr_names,
@@ -252,4 +255,35 @@ fn a_write_takes_capabilities_away() {
             assert!(xattr(m.path("ping"), "security.capability").is_err());
         },
     );
+}
+
+/// Old kernels don't say which writes take setuid away: they send a SETATTR before a write through
+/// the cache, and nothing before one that bypasses it.
+#[test]
+fn setuid_goes_where_the_kernel_does_not_say_so() {
+    if !(System::Lamina { passthrough: true }).is_wanted() {
+        return;
+    }
+    for passthrough in [true, false] {
+        let layers = Layers::new(1);
+        setuid_files(&layers);
+        let options = SessionOptions {
+            passthrough,
+            without: KernelFeatures::KILLPRIV_V2,
+            ..SessionOptions::default()
+        };
+        let session = layers.mount_lamina(Access::Write, &options);
+        let at = layers.mountpoint();
+        append(at.join("root"), "x");
+        assert_eq!(mode(at.join("root")), 0o6777);
+        for (name, script) in [
+            ("write", "echo x >> write"),
+            ("truncate", "truncate -s 1 truncate"),
+            ("open", ": > open"),
+        ] {
+            assert!(sh_as_user(&at, script), "{name}");
+            assert_eq!(mode(at.join(name)), 0o777, "{name}, {passthrough}");
+        }
+        assert!(session.unmount(Duration::from_secs(10)).unwrap());
+    }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lamina_fusefs::image::Image;
 use lamina_fusefs::layer::{DirLayer, Layer};
-use lamina_fusefs::session::{Session, SessionOptions};
+use lamina_fusefs::session::{KernelFeatures, Session, SessionOptions};
 use lamina_fusefs::union::Union;
 use lamina_fusefs::upper::Upper;
 use rustix::fs::CWD;
@@ -33,13 +33,16 @@ pub(crate) enum System {
         /// Whether the kernel reads and writes backing files by itself.
         passthrough: bool,
     },
+    /// Ours, on the oldest kernel that this one can imitate.
+    LaminaOld,
 }
 
 impl System {
-    const ALL: [System; 3] = [
+    const ALL: [System; 4] = [
         System::Overlayfs,
         System::Lamina { passthrough: true },
         System::Lamina { passthrough: false },
+        System::LaminaOld,
     ];
 
     fn name(self) -> &'static str {
@@ -47,7 +50,30 @@ impl System {
             System::Overlayfs => "overlayfs",
             System::Lamina { passthrough: true } => "lamina",
             System::Lamina { passthrough: false } => "lamina-plain",
+            System::LaminaOld => "lamina-old",
         }
+    }
+
+    /// Whether a page fault of a mapping is a request to Lamina.
+    fn asks_us_for_pages(self) -> bool {
+        matches!(
+            self,
+            System::Lamina { passthrough: false } | System::LaminaOld
+        )
+    }
+
+    /// How Lamina is mounted for this system; `None` for another one.
+    fn session_options(self) -> Option<SessionOptions> {
+        let (passthrough, without) = match self {
+            System::Overlayfs => return None,
+            System::Lamina { passthrough } => (passthrough, KernelFeatures::empty()),
+            System::LaminaOld => (true, KernelFeatures::all()),
+        };
+        Some(SessionOptions {
+            passthrough,
+            without,
+            ..SessionOptions::default()
+        })
     }
 
     pub(crate) fn is_wanted(self) -> bool {
@@ -77,7 +103,7 @@ pub(crate) fn each_system(prepare: impl Fn(&Layers), check: impl Fn(&mut Mounted
 /// either.
 pub(crate) fn each_system_with_mappings(prepare: impl Fn(&Layers), check: impl Fn(&mut Mounted)) {
     each_system(prepare, |mounted| {
-        if mounted.system != (System::Lamina { passthrough: false }) {
+        if !mounted.system.asks_us_for_pages() {
             check(mounted);
         }
     });
@@ -97,7 +123,7 @@ pub(crate) fn each_system_over(
     }
 }
 
-/// Runs a test on Lamina only, with and without passthrough.
+/// Runs a test on Lamina only, in all its modes.
 pub(crate) fn each_lamina(prepare: impl Fn(&Layers), check: impl Fn(&mut Mounted)) {
     each_system(prepare, |mounted| {
         if mounted.is_lamina() {
@@ -332,8 +358,8 @@ impl Mounted {
     }
 
     fn mount(&mut self) {
-        match self.system {
-            System::Overlayfs => {
+        match self.system.session_options() {
+            None => {
                 let options: &[_] = match self.access {
                     Access::ReadOnly => &[],
                     Access::Write => {
@@ -342,11 +368,10 @@ impl Mounted {
                 };
                 self.layers.mount_overlay(self.access, options);
             }
-            System::Lamina { passthrough } => {
+            Some(options) => {
                 let options = SessionOptions {
-                    passthrough,
                     read_only: self.access == Access::ReadOnly,
-                    ..SessionOptions::default()
+                    ..options
                 };
                 self.session = Some(self.layers.mount_lamina(self.access, &options));
             }

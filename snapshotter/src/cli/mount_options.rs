@@ -12,6 +12,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use lamina_fusefs::session::KernelFeatures;
+
 /// What all `-o` options together ask for.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[allow(clippy::struct_excessive_bools)] // independent mount options, as mount(8) has them
@@ -36,6 +38,8 @@ pub(super) struct MountOptions {
     pub exec: bool,
     /// `SELinux` contexts, as the kernel wants them: `context="..."`.
     pub contexts: Vec<String>,
+    /// `without`: features of the kernel to leave aside.
+    pub without: KernelFeatures,
     /// What was asked for and will not happen, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -49,6 +53,9 @@ pub(super) enum OptionError {
     /// Two colons in a row, or one at an end.
     #[error("lowerdir has an empty entry")]
     EmptyLower,
+    /// No feature of that name.
+    #[error("option `without` knows no `{0}`: {known}", known = feature_names())]
+    UnknownFeature(String),
     /// Not even one layer.
     #[error("no layers: give at least one directory with -o lowerdir=A:B")]
     NoLower,
@@ -121,6 +128,7 @@ impl MountOptions {
             "defaults" => {
                 (self.read_only, self.suid, self.dev, self.exec) = (false, true, true, true);
             }
+            "without" => self.without |= features(needed("without", value)?)?,
             "context" | "fscontext" | "defcontext" | "rootcontext" => {
                 let value = unquote(value.unwrap_or_default());
                 let value = printable(&name, &unescape(value))?;
@@ -176,6 +184,27 @@ impl MountOptions {
             }
         }
     }
+}
+
+/// The features that `without=a:b` names; `all` is every one of them.
+fn features(value: &[u8]) -> Result<KernelFeatures, OptionError> {
+    split_unescaped(value, b':')
+        .map(|name| match String::from_utf8_lossy(name).as_ref() {
+            "all" => Ok(KernelFeatures::all()),
+            name => KernelFeatures::from_name(&name.to_uppercase())
+                .ok_or_else(|| OptionError::UnknownFeature(name.escape_debug().to_string())),
+        })
+        .collect()
+}
+
+/// Every name that `without` knows.
+fn feature_names() -> String {
+    let names = KernelFeatures::all().iter_names();
+    let names = names.map(|(name, _)| name.to_lowercase());
+    std::iter::once("all".to_owned())
+        .chain(names)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The value of an option that must have one.

@@ -106,6 +106,22 @@ fn without_an_upper_it_is_read_only() {
 }
 
 #[test]
+fn features_of_the_kernel_can_be_left_aside() {
+    let two = KernelFeatures::PASSTHROUGH | KernelFeatures::KILLPRIV_V2;
+    let options = parse("lowerdir=/a,without=passthrough:killpriv_v2");
+    assert_eq!((options.without, &*options.warnings), (two, &[][..]));
+    let options = parse("lowerdir=/a,without=passthrough,without=killpriv_v2");
+    assert_eq!(options.without, two);
+    assert_eq!(
+        parse("lowerdir=/a,without=all").without,
+        KernelFeatures::all()
+    );
+    let unknown = MountOptions::parse(&["lowerdir=/a,without=magic".into()], true).unwrap_err();
+    let message = unknown.to_string();
+    assert!(message.contains("`magic`: all passthrough"), "{message}");
+}
+
+#[test]
 fn a_context_keeps_its_commas() {
     let wanted = [r#"context="system_u:object_r:container_file_t:s0:c1,c2""#];
     let given = r#"lowerdir=/a,context="system_u:object_r:container_file_t:s0:c1,c2",noexec"#;
