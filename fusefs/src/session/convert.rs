@@ -109,6 +109,10 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
 }
 
 /// Who asks. The kernel sends the file system user and group, and has checked permissions.
+///
+/// With idmapped mounts it sends them, as they are on the disk, where something is made; everywhere
+/// else the number of nobody (`FUSE_INVALID_UIDGID`). Such a caller has no privilege, and could
+/// make nothing: the number is no user's.
 pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     Caller {
         uid: request.uid(),

@@ -60,23 +60,29 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
 
+const NO_IDMAP: &str = "this kernel has no idmapped mounts of FUSE: it needs Linux 6.12 or later";
+
 /// One union behind one FUSE connection.
 pub(super) struct Handler {
     union: Arc<Union>,
     passthrough: Passthrough,
     /// What the kernel may not give, even if it offers it.
     without: KernelFeatures,
+    /// Whether the mount has to allow that it is idmapped.
+    idmap: bool,
     /// Whether the kernel says which writes take setuid and setgid away.
     killpriv: bool,
 }
 
 impl Handler {
     /// Serves `union` with what the kernel has, except what `without` names.
-    pub(super) fn new(union: Arc<Union>, without: KernelFeatures) -> Self {
+    /// `idmap`: the mount may be idmapped, or there is none.
+    pub(super) fn new(union: Arc<Union>, without: KernelFeatures, idmap: bool) -> Self {
         Self {
             union,
             passthrough: Passthrough::new(!without.contains(KernelFeatures::PASSTHROUGH)),
             without,
+            idmap,
             killpriv: false,
         }
     }
@@ -100,6 +106,12 @@ impl Filesystem for Handler {
         let _ = config.add_capabilities(WANTED & offered);
         let _ = config.set_max_write(MAX_IO);
         let _ = config.set_max_background(MAX_BACKGROUND);
+        if self.idmap {
+            if !offered.contains(InitFlags::FUSE_ALLOW_IDMAP) {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, NO_IDMAP));
+            }
+            let _ = config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP);
+        }
         self.killpriv = offered.contains(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
         if self.passthrough.is_offered() && offered.contains(InitFlags::FUSE_PASSTHROUGH) {
             let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);

@@ -67,6 +67,10 @@ pub struct SessionOptions {
     pub passthrough: bool,
     /// Features of the kernel to leave aside, as if it were an older one.
     pub without: KernelFeatures,
+    /// Allow that the mount, or a clone of it, is idmapped (`mount_setattr(2)`); a kernel before
+    /// Linux 6.12 can't, and mounting fails. The kernel then says who asks only where something
+    /// is made: truncating a file takes its setuid bit away whoever does it.
+    pub idmap: bool,
     /// Extra options handed to the kernel, e.g. `context="..."`.
     pub extra: Vec<String>,
 }
@@ -84,6 +88,7 @@ impl Default for SessionOptions {
             exec: true,
             passthrough: true,
             without: KernelFeatures::empty(),
+            idmap: false,
             extra: Vec::new(),
         }
     }
@@ -155,13 +160,11 @@ impl Session {
             .map_err(|source| failed("cannot mount on", mountpoint, source))?;
         let mut config = fuser::Config::default();
         config.n_threads = Some(options.threads.max(1));
-        config.acl = if options.allow_other {
-            fuser::SessionACL::All
-        } else {
-            fuser::SessionACL::Owner
-        };
+        // Whom it lets in is the kernel's business (`allow_other`), which knows them better: with
+        // idmapped mounts it does not tell us who they are.
+        config.acl = fuser::SessionACL::All;
         let acl = config.acl;
-        let handler = Handler::new(union, options.without());
+        let handler = Handler::new(union, options.without(), options.idmap);
         let session = fuser::Session::from_fd(handler, device.into(), acl, config)
             .map_err(|source| failed("no handshake with the kernel for", mountpoint, source))?;
         mount.set_read_ahead();

@@ -16,6 +16,7 @@
 mod copy_up;
 mod data;
 mod identity;
+mod idmap;
 mod layers;
 mod links;
 mod listing;
