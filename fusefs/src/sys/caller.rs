@@ -20,11 +20,24 @@ pub(crate) fn as_caller<T>(
     create: impl FnOnce() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
     own_umask()?;
-    let old_mask = rustix::process::umask(Mode::from_raw_mode(caller.umask & 0o777));
-    let identity = Identity::assume(caller);
-    let result = identity.and_then(|_identity| create());
-    rustix::process::umask(old_mask);
-    result
+    let _umask = Umask::set(caller.umask);
+    let _identity = Identity::assume(caller)?;
+    create()
+}
+
+/// The umask of this thread, given back when dropped (after a panic too).
+struct Umask(Mode);
+
+impl Umask {
+    fn set(mask: u32) -> Umask {
+        Umask(rustix::process::umask(Mode::from_raw_mode(mask & 0o777)))
+    }
+}
+
+impl Drop for Umask {
+    fn drop(&mut self) {
+        rustix::process::umask(self.0);
+    }
 }
 
 thread_local! {
@@ -107,5 +120,26 @@ fn changed(before: i32, now: i32, wanted: u32) -> Result<u32, Errno> {
         Ok(before.cast_unsigned())
     } else {
         Err(Errno::PERM)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_gives_the_umask_back() {
+        let caller = Caller {
+            uid: 0,
+            gid: 0,
+            umask: 0o077,
+        };
+        own_umask().unwrap();
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        let panicked = std::panic::catch_unwind(|| {
+            as_caller(caller, || -> Result<(), Errno> { panic!("on purpose") })
+        });
+        assert!(panicked.is_err());
+        assert_eq!(rustix::process::umask(Mode::empty()).as_raw_mode(), 0o022);
     }
 }
