@@ -60,7 +60,7 @@ impl Union {
         }
         let _names = self.names.read();
         loop {
-            let (backing, complete) = self.backing(&asked)?;
+            let (backing, complete) = self.backing(&asked, writes(flags) || truncate)?;
             let mut perm = 0;
             if writes(flags) || truncate {
                 let place = place_of_file(&backing.file)?;
@@ -220,18 +220,22 @@ impl Union {
     }
 
     /// The backing file of a node, the open one or a new one, and whether it is the upper's.
-    fn backing(&self, node: &Arc<Node>) -> Result<(Arc<Backing>, bool)> {
+    fn backing(&self, node: &Arc<Node>, writes: bool) -> Result<(Arc<Backing>, bool)> {
         let (known, image, upper) = {
             let state = node.state.lock();
             (state.backing.upgrade(), state.image, state.upper)
         };
         let complete = upper && image.is_none();
         if let Some(backing) = known {
+            if writes && complete && !is_writable(&backing)? {
+                // Handles of one inode share one file, and this one can't be written.
+                return Err(Error::NotPermitted);
+            }
             return Ok((backing, complete));
         }
         let file = match image {
             Some(id) => self.image.open(id)?,
-            None if upper => open_upper(&self.upper_place(node)?)?,
+            None if upper => open_upper(&self.upper_place(node)?, writes)?,
             None => return Err(Error::NotFound),
         };
         let backing = Backing::new(file);
@@ -269,19 +273,23 @@ impl Union {
     }
 }
 
-/// For reading and writing, so that all handles can share it; for reading alone where the file
-/// can't be written (immutable, or being a swap file).
-fn open_upper(place: &Place) -> Result<std::fs::File> {
+/// Opens for reading and writing, so that all handles can share the file. One that can't be written
+/// (immutable, a swap file) is opened for reading alone, if that is all that is asked.
+fn open_upper(place: &Place, writes: bool) -> Result<std::fs::File> {
     if marks::is_metacopy(place)? {
         tracing::error!(?place, "its data should be in the image, and are not");
         return Err(Errno::IO.into());
     }
     match place.open_file(OFlags::RDWR) {
-        Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY | Errno::ROFS) => {
+        Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY | Errno::ROFS) if !writes => {
             Ok(place.open_file(OFlags::RDONLY)?)
         }
         other => Ok(other?),
     }
+}
+
+fn is_writable(backing: &Backing) -> Result<bool> {
+    Ok(writes(rustix::fs::fcntl_getfl(&backing.file)?))
 }
 
 /// Clears setuid and setgid before a change by a caller without privilege: the system call is

@@ -434,3 +434,18 @@ fn a_merged_directory_counts_the_directories_in_it() {
     drop(union);
     assert_eq!(walk(&bed.union(), "d").attr.nlink, 3);
 }
+
+#[test]
+fn a_file_that_cannot_be_written_can_be_read_and_refuses_writers_at_open() {
+    let bed = Bed::new();
+    fs::write(bed.path("upper/fixed"), "text").unwrap();
+    let _fixed = Immutable::new(bed.path("upper/fixed"));
+    let union = bed.union();
+    let node = walk(&union, "fixed").node;
+    let refused = || union.open(ROOT, node, OFlags::RDWR).unwrap_err().errno();
+    assert_eq!(refused(), rustix::io::Errno::PERM);
+    let reader = union.open(ROOT, node, OFlags::RDONLY).unwrap();
+    assert_eq!(refused(), rustix::io::Errno::PERM);
+    assert_eq!(read(&union, "fixed"), "text");
+    union.release(reader.fh);
+}
