@@ -8,8 +8,9 @@
 //! | redirect | `trusted.overlay.redirect` on a directory | it continues the directory at this path below |
 //! | origin | `trusted.overlay.origin` on a copied-up file | the file handle of the image's file |
 //! | metacopy | `trusted.overlay.metacopy` on a regular file | its attributes are here, its data below: at the same path or where its redirect leads |
-//! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin, or redirected directories |
+//! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin, redirected directories, or devices 0:0 |
 //! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`NlinkDelta`] |
+//! | device | `trusted.overlay.lamina.device` on an empty regular file | a character device 0:0 of the container, see [`set_device`] |
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -22,7 +23,7 @@ use rustix::io::Errno;
 use crate::sys::handle::FileHandle;
 use crate::sys::kind_of;
 use crate::sys::place::Place;
-use crate::types::FileKind;
+use crate::types::{Attr, FileKind};
 
 /// What all marks' names begin with. Containers neither see nor set such xattrs.
 const PRIVATE: &[u8] = b"trusted.overlay.";
@@ -37,6 +38,8 @@ const ORIGIN: &str = "trusted.overlay.origin";
 const IMPURE: &str = "trusted.overlay.impure";
 const METACOPY: &str = "trusted.overlay.metacopy";
 const NLINK: &str = "trusted.overlay.nlink";
+const DEVICE: &str = "trusted.overlay.lamina.device";
+const ESCAPED_WHITEOUT_FILE: &str = "trusted.overlay.overlay.whiteout";
 
 /// The device number of a whiteout: major 0, minor 0.
 pub(crate) const WHITEOUT_DEVICE: u64 = 0;
@@ -71,6 +74,43 @@ pub(crate) fn shown_name(stored: &OsStr) -> Option<Cow<'_, OsStr>> {
 /// Whether an inode is a whiteout.
 pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     kind_of(stat) == FileKind::CharDevice && stat.st_rdev == WHITEOUT_DEVICE
+}
+
+/// Whether an inode may have a mark that makes it something else than the file it is on disk. Only
+/// such files are asked for one.
+pub(crate) fn may_stand_for_another(stat: &Stat) -> bool {
+    kind_of(stat) == FileKind::Regular && stat.st_size == 0
+}
+
+/// Whether a file is shown as a character device 0:0. Whoever asks has seen the impure mark on its
+/// directory: without it the file is what it is on disk.
+pub(crate) fn is_device(file: &Place, stat: &Stat) -> Result<bool, Errno> {
+    Ok(may_stand_for_another(stat) && file.xattr(OsStr::new(DEVICE))?.is_some())
+}
+
+/// Makes an empty regular file stand for a character device 0:0 of the container, which as such
+/// would be a whiteout.
+///
+/// Two marks: the one that we read, which no container can set, and overlayfs's escaped whiteout.
+/// Through kernel overlayfs an overlay in the container reads the file as a whiteout by the latter,
+/// as it does the device. That one alone is no device: a container sets it on a file of its own.
+pub(crate) fn set_device(file: &Place) -> Result<(), Errno> {
+    for name in [ESCAPED_WHITEOUT_FILE, DEVICE] {
+        file.set_xattr(OsStr::new(name), b"y", XattrFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Turns the attributes of the file on disk into the device's.
+pub(crate) fn show_device(attr: &mut Attr) {
+    attr.kind = FileKind::CharDevice;
+    attr.rdev = WHITEOUT_DEVICE;
+    attr.blocks = 0;
+}
+
+/// Whether an xattr on disk belongs to what makes a file a device, though it is not private.
+pub(crate) fn belongs_to_device(stored: &OsStr) -> bool {
+    stored == ESCAPED_WHITEOUT_FILE
 }
 
 /// Whether a directory hides what is below it.
@@ -131,13 +171,13 @@ pub(crate) fn set_redirect(at: &Place, path: &Path) -> Result<(), Errno> {
     )
 }
 
-/// Whether a directory may hold files with an origin. Where it doesn't, a listing need not ask
-/// each file.
+/// Whether a directory may hold files with an origin or devices 0:0. Where it doesn't, a listing
+/// need not ask each file.
 pub(crate) fn is_impure(dir: &Place) -> Result<bool, Errno> {
     Ok(dir.xattr(OsStr::new(IMPURE))?.as_deref() == Some(b"y"))
 }
 
-/// Says that a directory holds files with an origin.
+/// Says that a directory holds files with an origin or devices 0:0.
 pub(crate) fn set_impure(dir: &Place) -> Result<(), Errno> {
     dir.set_xattr(OsStr::new(IMPURE), b"y", XattrFlags::empty())
 }

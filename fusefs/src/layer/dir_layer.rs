@@ -82,12 +82,54 @@ impl DirLayer {
         }
     }
 
+    /// What the entry at a path is.
+    fn kind(&self, path: &Path, place: &Place) -> Result<EntryKind> {
+        let held = match path.parent() {
+            Some(dir) if marks::may_stand_for_another(&place.stat()?) => {
+                MarkedFiles::of(&Place::Fd(self.open_dir(dir)?))?
+            }
+            _ => MarkedFiles::default(),
+        };
+        held.kind(place)
+    }
+
     fn bad(&self, path: &Path, what: &'static str) -> Error {
         Error::BadLayer {
             layer: self.name.clone(),
             path: path.to_owned(),
             what,
         }
+    }
+}
+
+/// What the regular files of a directory may be, by the marks on the directory. Where it is
+/// nothing else, they need not be asked.
+#[derive(Clone, Copy, Default)]
+struct MarkedFiles {
+    devices: bool,
+}
+
+impl MarkedFiles {
+    fn of(dir: &Place) -> Result<MarkedFiles> {
+        Ok(MarkedFiles {
+            devices: marks::is_impure(dir)?,
+        })
+    }
+
+    fn any(self) -> bool {
+        self.devices
+    }
+
+    /// What an entry of the directory is.
+    fn kind(self, place: &Place) -> Result<EntryKind> {
+        let stat = place.stat()?;
+        Ok(if marks::is_whiteout(&stat) {
+            EntryKind::Whiteout
+        } else if self.devices && marks::is_device(place, &stat)? {
+            EntryKind::File(FileKind::CharDevice)
+        } else {
+            EntryKind::File(kind_of(&stat))
+        })
     }
 }
 
@@ -102,16 +144,15 @@ impl Layer for DirLayer {
 
     fn read_dir(&self, dir: &Path) -> Result<Vec<LayerEntry>> {
         let fd = self.open_dir(dir)?;
+        let held = MarkedFiles::of(&Place::Fd(Arc::clone(&fd)))?;
         read_dir(fd.as_fd())?
             .into_iter()
             .map(|entry| {
-                // Only a character device can be a whiteout, so only those cost a stat.
-                let whiteout = entry.kind == FileKind::CharDevice
-                    && marks::is_whiteout(&Place::at(&fd, &entry.name).stat()?);
-                let kind = if whiteout {
-                    EntryKind::Whiteout
-                } else {
-                    EntryKind::File(entry.kind)
+                // Only those that may be something else cost a stat.
+                let kind = match entry.kind {
+                    FileKind::CharDevice => held.kind(&Place::at(&fd, &entry.name))?,
+                    FileKind::Regular if held.any() => held.kind(&Place::at(&fd, &entry.name))?,
+                    kind => EntryKind::File(kind),
                 };
                 Ok(LayerEntry {
                     name: entry.name,
@@ -123,16 +164,11 @@ impl Layer for DirLayer {
     }
 
     fn entry(&self, path: &Path) -> Result<Option<EntryKind>> {
-        let stat = match self.place(path).and_then(|place| Ok(place.stat()?)) {
-            Ok(stat) => stat,
-            Err(error) if error.errno() == rustix::io::Errno::NOENT => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        Ok(Some(if marks::is_whiteout(&stat) {
-            EntryKind::Whiteout
-        } else {
-            EntryKind::File(kind_of(&stat))
-        }))
+        match self.place(path) {
+            Ok(place) => self.kind(path, &place).map(Some),
+            Err(error) if error.errno() == rustix::io::Errno::NOENT => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn below(&self, dir: &Path) -> Result<Below> {
@@ -144,8 +180,14 @@ impl Layer for DirLayer {
     }
 
     fn attr(&self, path: &Path) -> Result<Attr> {
-        let stat = self.place(path)?.stat()?;
-        Ok(attr_of(&stat, Ino(stat.st_ino)))
+        let place = self.place(path)?;
+        let stat = place.stat()?;
+        let mut attr = attr_of(&stat, Ino(stat.st_ino));
+        let device = EntryKind::File(FileKind::CharDevice);
+        if marks::is_device(&place, &stat)? && self.kind(path, &place)? == device {
+            marks::show_device(&mut attr);
+        }
+        Ok(attr)
     }
 
     fn readlink(&self, path: &Path) -> Result<OsString> {

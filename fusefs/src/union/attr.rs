@@ -9,11 +9,11 @@ use rustix::fs::{OFlags, fstatvfs};
 
 use super::Union;
 use super::copy_up::Depth;
+use super::device::attr_shown_as;
 use super::resolve::{finish, union_nlink};
 use crate::error::{Error, Result};
 use crate::image::{ImageId, dir_nlink};
 use crate::inode::{Handle, Node};
-use crate::sys::attr_of;
 use crate::sys::change::ftruncate;
 use crate::sys::dir::read_dir;
 use crate::sys::place::Place;
@@ -42,6 +42,9 @@ impl Union {
         change: &SetAttr,
     ) -> Result<Attr> {
         let asked = self.node(node)?;
+        if change.size.is_some() && asked.kind != FileKind::Regular {
+            return Err(Error::Invalid);
+        }
         let depth = match change.size {
             None => Depth::Attributes,
             Some(0) => Depth::Empty,
@@ -126,7 +129,7 @@ impl Union {
             return Ok(attr);
         };
         let stat = place.stat()?;
-        let mut attr = attr_of(&stat, node.ino);
+        let mut attr = attr_shown_as(node.kind, &stat, node.ino);
         let (linked, image, removed) = {
             let state = node.state.lock();
             (state.link.is_some(), state.image, state.orphan.is_some())

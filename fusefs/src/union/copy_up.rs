@@ -23,6 +23,7 @@ use std::sync::{Arc, Weak};
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::device::copy_device;
 use super::{Union, make_impure};
 use crate::error::{Error, Result};
 use crate::image::ImageId;
@@ -273,6 +274,9 @@ impl<'u> Copy<'u> {
             FileKind::Directory => mkdirat(&copy.dir, &copy.temp, Mode::RWXU)?,
             FileKind::Symlink => {
                 symlinkat(union.image.readlink(image)?, &copy.dir, &copy.temp)?;
+            }
+            FileKind::CharDevice if attr.rdev == marks::WHITEOUT_DEVICE => {
+                copy_device(&copy.dir, &copy.temp, private)?;
             }
             kind => mknodat(&copy.dir, &copy.temp, special(kind), private, attr.rdev)?,
         }

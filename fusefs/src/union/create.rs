@@ -13,6 +13,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::copy_up::{Depth, UpperName, upper_name};
+use super::device::stands_for_device;
 use super::open::writes;
 use super::resolve::Found;
 use super::{Opened, Union, check_name, make_impure};
@@ -45,8 +46,6 @@ impl Union {
     }
 
     /// Makes a node of any kind but a directory or symlink; `mode` carries the type bits.
-    ///
-    /// A character device 0:0 is refused: in the upper it would be a whiteout.
     pub fn mknod(
         &self,
         caller: Caller,
@@ -62,7 +61,7 @@ impl Union {
             kind
         };
         if kind == FileType::CharacterDevice && rdev == WHITEOUT_DEVICE {
-            return Err(Error::NotPermitted);
+            return self.make_device(caller, parent, name, permissions(mode));
         }
         let (entry, ()) = self.make(caller, parent, name, false, |dir, name| {
             change::mknodat(dir, name, kind, permissions(mode), rdev)
@@ -105,7 +104,9 @@ impl Union {
         let _names = self.names.write();
         let dir = self.upper_dir(&parent)?;
         let place = self.upper_place(&node)?;
-        match self.free_name(&parent, &dir, name)? {
+        let held = self.free_name(&parent, &dir, name)?;
+        self.mark_dir_of(&node, &parent, &dir, &place)?;
+        match held {
             UpperName::Whiteout => {
                 let (work, temp) = self.writable()?.work_name();
                 place.link_to(work, &temp)?;
@@ -113,7 +114,6 @@ impl Union {
             }
             UpperName::Free | UpperName::Taken => place.link_to(&dir, name)?,
         }
-        self.note_origin(&node, &parent, &dir, &place)?;
         // One reference more, for the new name.
         let attr = self.attr(&node)?;
         let found = Found {
@@ -163,7 +163,12 @@ impl Union {
     }
 
     /// Refuses a name that the union shows already; else says whether a whiteout holds it.
-    fn free_name(&self, parent: &Node, dir: &OwnedFd, name: &OsStr) -> Result<UpperName> {
+    pub(super) fn free_name(
+        &self,
+        parent: &Node,
+        dir: &OwnedFd,
+        name: &OsStr,
+    ) -> Result<UpperName> {
         match upper_name(dir, name)? {
             UpperName::Taken => Err(Error::Exists),
             UpperName::Whiteout => Ok(UpperName::Whiteout),
@@ -172,16 +177,18 @@ impl Union {
         }
     }
 
-    /// After a file got a name in a directory: a directory with files that carry an origin (their
-    /// inode number is not their own) is marked.
-    pub(super) fn note_origin(
+    /// Before a file gets a name in a directory: one with files that carry an origin (their inode
+    /// number is not their own) or stand for a device is marked. After a crash between the two the
+    /// file would else be something else than it was.
+    pub(super) fn mark_dir_of(
         &self,
         node: &Node,
         parent: &Arc<Node>,
         dir: &Arc<OwnedFd>,
         place: &Place,
     ) -> Result<()> {
-        if node.ino != self.upper_ino(&place.stat()?) {
+        let stat = place.stat()?;
+        if node.ino != self.upper_ino(&stat) || stands_for_device(node.kind, &stat) {
             make_impure(parent, dir)?;
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! The union: an image below, an upper above, one tree to look at.
 //!
 //! What a name means is decided in `resolve`; what a change does to the upper, in the module of
-//! the operation: `create`, `remove`, `rename`, `copy_up`, `attr`, `xattr`. `open` and `readdir`
-//! keep the handles. All of it answers in the words of [`crate::types`], knows nothing of FUSE,
+//! the operation: `create`, `device`, `remove`, `rename`, `copy_up`, `attr`, `xattr`. `open` and
+//! `readdir` keep the handles. All of it answers in the words of [`crate::types`], knows nothing of FUSE,
 //! and can be called from many threads at once.
 //!
 //! Three rules hold everywhere:
@@ -16,6 +16,7 @@ mod attr;
 mod complete;
 mod copy_up;
 mod create;
+mod device;
 mod open;
 mod readdir;
 mod remove;
@@ -232,7 +233,7 @@ impl Union {
     }
 }
 
-/// Whether a directory of the upper may hold files with an origin or a redirect.
+/// Whether a directory of the upper may hold files with an origin, a redirect, or devices 0:0.
 fn is_impure(node: &Node, dir: &Arc<OwnedFd>) -> Result<bool> {
     if let Some(impure) = node.state.lock().impure {
         return Ok(impure);
@@ -242,7 +243,7 @@ fn is_impure(node: &Node, dir: &Arc<OwnedFd>) -> Result<bool> {
     Ok(impure)
 }
 
-/// Notes that a directory of the upper holds files with an origin or a redirect.
+/// Notes that a directory of the upper holds files with an origin, a redirect, or devices 0:0.
 fn make_impure(node: &Node, dir: &Arc<OwnedFd>) -> Result<()> {
     if !is_impure(node, dir)? {
         marks::set_impure(&Place::Fd(Arc::clone(dir)))?;

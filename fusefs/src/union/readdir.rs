@@ -159,14 +159,15 @@ impl Union {
                     && marks::is_whiteout(&Place::at(&dir, &raw.name).stat()?);
                 if !whiteout {
                     let below = self.image_entry(node, &raw.name)?.is_some();
-                    // Only then can the number be another than the upper's own.
-                    let ino = if impure || (below && raw.kind == FileKind::Directory) {
-                        self.resolve(node, &raw.name)?.map(|found| found.attr.ino)
+                    // Only then can number and kind be others than the upper's own.
+                    let shown = if impure || (below && raw.kind == FileKind::Directory) {
+                        let found = self.resolve(node, &raw.name)?;
+                        found.map(|found| (found.attr.ino, found.attr.kind))
                     } else {
-                        Some(self.inos.map(device, raw.ino))
+                        Some((self.inos.map(device, raw.ino), raw.kind))
                     };
-                    if let Some(ino) = ino {
-                        entries.push((raw.name.clone(), ino, raw.kind));
+                    if let Some((ino, kind)) = shown {
+                        entries.push((raw.name.clone(), ino, kind));
                     }
                 }
                 if image.is_some() {

@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::copy_up::Depth;
+use super::device::stands_for_device;
 use super::remove::stat_if_any;
 use super::resolve::Held;
 use super::{Union, check_name, make_impure};
@@ -111,8 +112,9 @@ impl Union {
             to.name,
             RenameFlags::EXCHANGE,
         )?;
-        self.moved(moved, from, to)?;
-        self.moved(&target, to, from)
+        Union::moved(moved, from, to);
+        Union::moved(&target, to, from);
+        Ok(())
     }
 
     fn replace(
@@ -140,7 +142,8 @@ impl Union {
         if let Some(leaving) = leaving {
             self.leave(leaving);
         }
-        self.moved(moved, from, to)
+        Union::moved(moved, from, to);
+        Ok(())
     }
 
     /// What rename(2) asks of the thing that is replaced.
@@ -172,13 +175,13 @@ impl Union {
         Ok(())
     }
 
-    /// Makes a directory independent of its place, before it leaves: what of the image shows
-    /// through must do so at the new place, and nothing else of the image may.
+    /// Makes a file independent of its place, before it leaves. For a directory: what of the image
+    /// shows through must do so at the new place, and nothing else of the image may.
     fn detach_from_image(&self, node: &Node, from: &End<'_>, to: &End<'_>) -> Result<()> {
-        if !node.is_dir() {
-            return Ok(());
-        }
         let place = Place::at(&from.dir, from.name);
+        if !node.is_dir() {
+            return self.mark_dir_of(node, &to.parent, &to.dir, &place);
+        }
         match node.image() {
             Some(image) => {
                 marks::set_redirect(&place, &self.image.path(image))?;
@@ -190,7 +193,7 @@ impl Union {
     }
 
     /// Gives a node its new name, after the disk has it.
-    fn moved(&self, node: &Arc<Node>, from: &End<'_>, to: &End<'_>) -> Result<()> {
+    fn moved(node: &Arc<Node>, from: &End<'_>, to: &End<'_>) {
         {
             let mut state = node.state.lock();
             state
@@ -201,9 +204,7 @@ impl Union {
         if node.is_dir() {
             from.parent.subdirs_changed();
             to.parent.subdirs_changed();
-            return Ok(());
         }
-        self.note_origin(node, &to.parent, &to.dir, &Place::at(&to.dir, to.name))
     }
 }
 
@@ -248,6 +249,9 @@ pub(super) fn materialise(node: &Node, end: &End<'_>) -> Result<()> {
         return Ok(());
     };
     if stat_if_any(&end.dir, end.name)?.is_none() {
+        if stands_for_device(node.kind, &link.stat()?) {
+            make_impure(&end.parent, &end.dir)?;
+        }
         // In this order: between the two a crash may leave a count that is too high, which keeps
         // the file too long, but not one that is too low, which loses it too soon.
         link.link_to(&end.dir, end.name)?;

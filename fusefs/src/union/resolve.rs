@@ -2,7 +2,7 @@
 //!
 //! The upper decides if it has the name: a whiteout hides the image's entry, a directory merges
 //! with the image's (at the same name, or where its redirect leads) unless it is opaque, anything
-//! else stands alone. Where the upper has nothing, the image's entry shows through; if it is a
+//! else stands alone (and may stand for a device 0:0, see `device`). Where the upper has nothing, the image's entry shows through; if it is a
 //! hard link of a file that was copied up under another name, the link index has it.
 
 use std::ffi::OsStr;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Stat, fstat, statat};
 use rustix::io::Errno;
 
+use super::device::attr_shown_as;
 use super::{Union, check_name, is_impure};
 use crate::error::{Error, Result};
 use crate::image::{ImageId, is_hollow};
@@ -111,6 +112,9 @@ impl Union {
             link: None,
         };
         let impure = is_impure(parent, dir)?;
+        if impure && marks::is_device(&place, stat)? {
+            marks::show_device(&mut found.attr);
+        }
         if impure && let Some((key, ino)) = self.origin_of(&place)? {
             found.attr.ino = ino;
             found.link = self.upper()?.links().get(key.0, key.1);
@@ -152,7 +156,7 @@ impl Union {
             let key = self.image.link_key(id)?;
             if let Some(link) = upper.links().get(key.0, key.1) {
                 let stat = link.stat()?;
-                let mut attr = attr_of(&stat, attr.ino);
+                let mut attr = attr_shown_as(attr.kind, &stat, attr.ino);
                 attr.nlink = union_nlink(&link, &stat)?;
                 let mut found = Found {
                     attr,

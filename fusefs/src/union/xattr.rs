@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::Union;
 use super::copy_up::Depth;
 use crate::error::{Error, Result};
+use crate::inode::Node;
 use crate::marks;
 use crate::types::NodeId;
 
@@ -21,6 +22,9 @@ impl Union {
         let name = &*stored_name(name)?;
         let node = self.current(node)?;
         let _names = self.names.read();
+        if self.is_devices_own(&node, name)? {
+            return Err(Error::NoXattr);
+        }
         let value = match (self.place(&node)?, node.image()) {
             (Some(place), _) => place.xattr(name)?,
             (None, Some(id)) => self.image.xattr(id, name)?,
@@ -39,9 +43,13 @@ impl Union {
             (None, None) => Vec::new(),
         };
         let mut list = Vec::new();
-        for name in names.iter().filter_map(|name| marks::shown_name(name)) {
-            list.extend_from_slice(name.as_bytes());
-            list.push(0);
+        for stored in &names {
+            if let Some(name) = marks::shown_name(stored)
+                && !self.is_devices_own(&node, stored)?
+            {
+                list.extend_from_slice(name.as_bytes());
+                list.push(0);
+            }
         }
         Ok(list)
     }
@@ -57,6 +65,9 @@ impl Union {
         let name = stored_name(name)?;
         let node = self.copy_up(&self.current(node)?, Depth::Attributes)?;
         let _names = self.names.read();
+        if self.is_devices_own(&node, &name)? {
+            return Err(Error::NotPermitted);
+        }
         Ok(self.upper_place(&node)?.set_xattr(&name, value, flags)?)
     }
 
@@ -70,6 +81,12 @@ impl Union {
             Err(Errno::NODATA) => Err(Error::NoXattr),
             other => Ok(other?),
         }
+    }
+
+    /// Whether an xattr on disk is part of what makes a file a device 0:0, which a container sees
+    /// without it. The caller holds the `names` lock.
+    fn is_devices_own(&self, node: &Node, stored: &OsStr) -> Result<bool> {
+        Ok(marks::belongs_to_device(stored) && self.is_device(node)?)
     }
 }
 

@@ -15,6 +15,7 @@
 
 mod copy_up;
 mod data;
+mod devices;
 mod identity;
 mod idmap;
 mod layers;
