@@ -11,6 +11,7 @@
 //! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin, redirected directories, or devices 0:0 |
 //! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`NlinkDelta`] |
 //! | device | `trusted.overlay.lamina.device` on an empty regular file | a character device 0:0 of the container, see [`set_device`] |
+//! | whiteout file | `trusted.overlay.whiteout` on an empty regular file in a layer, in a directory with opaque = `x` | as a whiteout; other tools write it |
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -39,6 +40,7 @@ const IMPURE: &str = "trusted.overlay.impure";
 const METACOPY: &str = "trusted.overlay.metacopy";
 const NLINK: &str = "trusted.overlay.nlink";
 const DEVICE: &str = "trusted.overlay.lamina.device";
+const WHITEOUT_FILE: &str = "trusted.overlay.whiteout";
 const ESCAPED_WHITEOUT_FILE: &str = "trusted.overlay.overlay.whiteout";
 
 /// The device number of a whiteout: major 0, minor 0.
@@ -111,6 +113,16 @@ pub(crate) fn show_device(attr: &mut Attr) {
 /// Whether an xattr on disk belongs to what makes a file a device, though it is not private.
 pub(crate) fn belongs_to_device(stored: &OsStr) -> bool {
     stored == ESCAPED_WHITEOUT_FILE
+}
+
+/// Whether a directory of a layer holds files that are whiteouts.
+pub(crate) fn holds_whiteout_files(dir: &Place) -> Result<bool, Errno> {
+    Ok(dir.xattr(OsStr::new(OPAQUE))?.as_deref() == Some(b"x"))
+}
+
+/// Whether a file in such a directory is a whiteout.
+pub(crate) fn is_whiteout_file(file: &Place, stat: &Stat) -> Result<bool, Errno> {
+    Ok(may_stand_for_another(stat) && file.xattr(OsStr::new(WHITEOUT_FILE))?.is_some())
 }
 
 /// Whether a directory hides what is below it.

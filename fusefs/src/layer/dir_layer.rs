@@ -106,24 +106,28 @@ impl DirLayer {
 /// nothing else, they need not be asked.
 #[derive(Clone, Copy, Default)]
 struct MarkedFiles {
+    whiteouts: bool,
     devices: bool,
 }
 
 impl MarkedFiles {
     fn of(dir: &Place) -> Result<MarkedFiles> {
         Ok(MarkedFiles {
+            whiteouts: marks::holds_whiteout_files(dir)?,
             devices: marks::is_impure(dir)?,
         })
     }
 
     fn any(self) -> bool {
-        self.devices
+        self.whiteouts || self.devices
     }
 
     /// What an entry of the directory is.
     fn kind(self, place: &Place) -> Result<EntryKind> {
         let stat = place.stat()?;
-        Ok(if marks::is_whiteout(&stat) {
+        let whiteout =
+            marks::is_whiteout(&stat) || (self.whiteouts && marks::is_whiteout_file(place, &stat)?);
+        Ok(if whiteout {
             EntryKind::Whiteout
         } else if self.devices && marks::is_device(place, &stat)? {
             EntryKind::File(FileKind::CharDevice)

@@ -10,8 +10,8 @@ use rustix::io::Errno;
 
 use crate::system::{Access, Layers, Mounted, System, each_lamina, each_system};
 use crate::tools::{
-    chmod, exists, fails, lchown, mknod, mode, names, set_xattr, sh_as_user, stat, truncate, write,
-    xattr, xattr_names,
+    chmod, exists, fails, lchown, mknod, mode, names, set_xattr, sh_as_user, stat, truncate,
+    whiteout, write, xattr, xattr_names,
 };
 
 /// The mark that overlayfs reads, as the upper has it and as a container sees it.
@@ -237,5 +237,41 @@ fn overlayfs_shows_what_an_overlay_in_it_takes_for_a_whiteout() {
         assert_eq!(xattr(m.upper("dir/new"), ESCAPED).unwrap(), b"y");
         m.switch(before);
         is_device(m.path("dir/new"));
+    });
+}
+
+#[test]
+fn layers_have_whiteouts_that_are_files() {
+    let prepare = |layers: &Layers| {
+        for dir in ["marked", "plain"] {
+            for name in ["gone", "long", "kept"] {
+                write(layers.bottom(dir).join(name), "below");
+            }
+            write(layers.top(dir).join("gone"), "");
+            write(layers.top(dir).join("long"), "above");
+            write(layers.top(dir).join("kept"), "");
+            for name in ["gone", "long"] {
+                set_xattr(layers.top(dir).join(name), MARK, b"").unwrap();
+            }
+            write(layers.bottom(dir).join("below"), "");
+        }
+        set_xattr(layers.top("marked"), "trusted.overlay.opaque", b"x").unwrap();
+        whiteout(layers.top("marked/usual"));
+        write(layers.bottom("marked/usual"), "below");
+    };
+    each_system(prepare, |m| {
+        assert!(!exists(m.path("marked/gone")));
+        assert!(!exists(m.path("marked/usual")));
+        assert_eq!(names(m.path("marked")), ["below", "kept", "long"]);
+        assert_eq!(stat(m.path("marked/long")).len(), 5);
+        // The name is free again, and what is made there stays.
+        write(m.path("marked/gone"), "new");
+        m.remount();
+        assert_eq!(names(m.path("marked")), ["below", "gone", "kept", "long"]);
+        if m.is_lamina() {
+            // overlayfs lists a file here that it then does not find.
+            assert_eq!(names(m.path("plain")), ["below", "gone", "kept", "long"]);
+            assert!(exists(m.path("plain/gone")));
+        }
     });
 }
