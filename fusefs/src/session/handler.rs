@@ -250,7 +250,7 @@ impl Filesystem for Handler {
 
     fn rename(
         &self,
-        _: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -258,10 +258,16 @@ impl Filesystem for Handler {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
-        let renamed = self
-            .union
-            .rename(node(parent), name, node(newparent), newname, flags);
+        let mut flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
+        let whiteout = rustix::fs::RenameFlags::WHITEOUT;
+        let (from, to) = (node(parent), node(newparent));
+        let renamed = if flags.contains(whiteout) {
+            flags.remove(whiteout);
+            let who = caller(req, 0);
+            (self.union).rename_leaving_device(who, from, name, to, newname, flags)
+        } else {
+            self.union.rename(from, name, to, newname, flags)
+        };
         done("rename", parent, reply, renamed);
     }
 

@@ -22,7 +22,7 @@ use crate::marks::{self, NlinkDelta};
 use crate::sys::change::{mkdirat, renameat_with, unlinkat};
 use crate::sys::kind_of;
 use crate::sys::place::Place;
-use crate::types::{FileKind, NodeId};
+use crate::types::{Caller, FileKind, NodeId};
 use crate::upper::make_whiteout;
 
 /// One end of a rename.
@@ -32,12 +32,44 @@ pub(super) struct End<'a> {
     name: &'a OsStr,
     /// Whether the image has the name too, so that it must stay hidden.
     in_image: bool,
+    /// Whether a whiteout takes the name when it is left.
+    leaves_whiteout: bool,
 }
 
 impl Union {
     /// Renames; `NOREPLACE` and `EXCHANGE` as in renameat2(2).
     pub fn rename(
         &self,
+        parent: NodeId,
+        name: &OsStr,
+        new_parent: NodeId,
+        new_name: &OsStr,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        self.rename_for(None, parent, name, new_parent, new_name, flags)
+    }
+
+    /// Renames and leaves a character device 0:0 of the caller at the old name, as
+    /// `RENAME_WHITEOUT` does. `flags`: `NOREPLACE` or nothing.
+    pub fn rename_leaving_device(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        new_parent: NodeId,
+        new_name: &OsStr,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        if flags.contains(RenameFlags::EXCHANGE) {
+            return Err(Error::Invalid);
+        }
+        self.rename_for(Some(caller), parent, name, new_parent, new_name, flags)
+    }
+
+    /// Renames, and leaves a device of `device_of` at the old name.
+    fn rename_for(
+        &self,
+        device_of: Option<Caller>,
         parent: NodeId,
         name: &OsStr,
         new_parent: NodeId,
@@ -75,10 +107,10 @@ impl Union {
         let from = self.end(parent, name)?;
         let to = self.end(new_parent, new_name)?;
         materialise(&moved, &from)?;
-        if exchange {
-            self.exchange(&from, &to, &moved, target.as_ref())
-        } else {
-            self.replace(&from, &to, &moved, target.as_ref())
+        match device_of {
+            Some(caller) => self.replace_with_device(caller, from, &to, &moved, target.as_ref()),
+            None if exchange => self.exchange(&from, &to, &moved, target.as_ref()),
+            None => self.replace(&from, &to, &moved, target.as_ref()),
         }
     }
 
@@ -91,6 +123,7 @@ impl Union {
             dir,
             name,
             in_image,
+            leaves_whiteout: in_image,
         })
     }
 
@@ -144,6 +177,29 @@ impl Union {
         }
         Union::moved(moved, from, to);
         Ok(())
+    }
+
+    /// Moves a file, then puts a device at its old name. Between the two a whiteout holds that name:
+    /// a crash there shows the file at its new name and nothing at the old one.
+    fn replace_with_device(
+        &self,
+        caller: Caller,
+        mut from: End<'_>,
+        to: &End<'_>,
+        moved: &Arc<Node>,
+        target: Option<&Held<'_>>,
+    ) -> Result<()> {
+        let (dir, name) = (Arc::clone(&from.dir), from.name);
+        let stage = self.stage_device(caller, &from.parent, &dir, name, Mode::empty())?;
+        from.leaves_whiteout = true;
+        self.replace(&from, to, moved, target)?;
+        stage.publish(name, &dir, name, false).or_else(|error| {
+            // What was replaced can't come back; then the file stays at its new name.
+            if target.is_none() {
+                self.replace(to, &from, moved, None)?;
+            }
+            Err(error.into())
+        })
     }
 
     /// What rename(2) asks of the thing that is replaced.
@@ -219,12 +275,12 @@ fn rename_on_disk(from: &End<'_>, to: &End<'_>, is_dir: bool, old: Option<&Stat>
             to.name,
             RenameFlags::EXCHANGE,
         )?;
-        if !from.in_image {
+        if !from.leaves_whiteout {
             unlinkat(&from.dir, from.name, AtFlags::empty())?;
         }
         return Ok(());
     }
-    if !from.in_image {
+    if !from.leaves_whiteout {
         let plain = RenameFlags::empty();
         return Ok(renameat_with(
             &from.dir, from.name, &to.dir, to.name, plain,

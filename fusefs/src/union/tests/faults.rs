@@ -221,6 +221,11 @@ fn scenes() -> Vec<Scene> {
             u.symlink(ROOT, parent_of(u, "d/x"), name("x"), name("target"))
                 .map(drop)
         }),
+        scene("mknod of a device 0:0", none, |u| {
+            let mode = rustix::fs::FileType::CharacterDevice.as_raw_mode() | 0o640;
+            u.mknod(ROOT, parent_of(u, "d/x"), name("x"), mode, 0)
+                .map(drop)
+        }),
         scene("setxattr", none, |u| {
             let node = walk(u, "d/in").node;
             u.setxattr(

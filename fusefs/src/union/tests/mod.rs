@@ -1,5 +1,6 @@
 //! The union without a kernel: what no mounted test can see.
 
+mod devices;
 mod faults;
 mod metacopy;
 mod tree;
