@@ -9,7 +9,7 @@
 //! | origin | `trusted.overlay.origin` on a copied-up file | the file handle of the image's file |
 //! | metacopy | `trusted.overlay.metacopy` on a regular file | its attributes are here, its data below: at the same path or where its redirect leads |
 //! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin, redirected directories, or devices 0:0 |
-//! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`NlinkDelta`] |
+//! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`Nlink`] |
 //! | device | `trusted.overlay.lamina.device` on an empty regular file | a character device 0:0 of the container, see [`set_device`] |
 //! | whiteout file | `trusted.overlay.whiteout` on an empty regular file in a layer, in a directory with opaque = `x` | as a whiteout; other tools write it |
 
@@ -273,32 +273,44 @@ pub(crate) fn clear_metacopy(file: &Place) -> Result<(), Errno> {
     file.remove_xattr(OsStr::new(METACOPY))
 }
 
-/// How many links a file has in the union more than on the upper's file system. Some of its names
-/// exist in the image alone, and one link (in the work directory) is no name of the union.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct NlinkDelta(pub(crate) i64);
+/// How many links a file has in the union, as the difference to a count that the file system
+/// keeps. Which one is chosen decides what a crash does to the sum; see [`crate::upper`]'s link
+/// index.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Nlink {
+    /// `U+n`, `U-n`: relative to the links that the upper's file has. A step that gives or takes
+    /// one changes the sum with it.
+    Upper(i64),
+    /// `L+n`, `L-n`: relative to the links of the image's file, which never change.
+    Image(i64),
+}
 
-/// Reads the difference (`U+n`, `U-n`: relative to the upper's count); 0 where there is none.
-pub(crate) fn nlink_delta(file: &Place) -> Result<NlinkDelta, Errno> {
+/// Reads the difference; none at all where there is no mark.
+pub(crate) fn nlink(file: &Place) -> Result<Nlink, Errno> {
     let value = file.xattr(OsStr::new(NLINK))?;
     Ok(value
-        .and_then(|value| parse_nlink_delta(&value))
-        .unwrap_or_default())
+        .and_then(|value| parse_nlink(&value))
+        .unwrap_or(Nlink::Upper(0)))
 }
 
 /// Reads the bytes of a link difference; `None` for anything else.
-pub(crate) fn parse_nlink_delta(value: &[u8]) -> Option<NlinkDelta> {
-    let number = std::str::from_utf8(value.strip_prefix(b"U")?).ok()?;
-    number.parse().ok().map(NlinkDelta)
+pub(crate) fn parse_nlink(value: &[u8]) -> Option<Nlink> {
+    let (base, number) = value.split_first()?;
+    let number = std::str::from_utf8(number).ok()?.parse().ok()?;
+    match base {
+        b'U' => Some(Nlink::Upper(number)),
+        b'L' => Some(Nlink::Image(number)),
+        _ => None,
+    }
 }
 
 /// Sets the difference.
-pub(crate) fn set_nlink_delta(file: &Place, delta: NlinkDelta) -> Result<(), Errno> {
-    file.set_xattr(
-        OsStr::new(NLINK),
-        format!("U{:+}", delta.0).as_bytes(),
-        XattrFlags::empty(),
-    )
+pub(crate) fn set_nlink(file: &Place, nlink: Nlink) -> Result<(), Errno> {
+    let value = match nlink {
+        Nlink::Upper(difference) => format!("U{difference:+}"),
+        Nlink::Image(difference) => format!("L{difference:+}"),
+    };
+    file.set_xattr(OsStr::new(NLINK), value.as_bytes(), XattrFlags::empty())
 }
 
 #[cfg(test)]
@@ -350,7 +362,7 @@ mod tests {
         /// What a layer says is read to the end or refused, and never leads out of the image.
         #[test]
         fn no_bytes_make_a_mark_that_climbs(value in proptest::collection::vec(0_u8.., 0..300)) {
-            let _ = parse_nlink_delta(&value);
+            let _ = parse_nlink(&value);
             if let Some(handle) = decode_origin(&value) {
                 proptest::prop_assert!(handle.bytes.len() < value.len());
             }
@@ -414,9 +426,10 @@ mod tests {
 
     #[test]
     fn link_differences_are_signed() {
-        assert_eq!(parse_nlink_delta(b"U+3"), Some(NlinkDelta(3)));
-        assert_eq!(parse_nlink_delta(b"U-1"), Some(NlinkDelta(-1)));
-        assert_eq!(parse_nlink_delta(b"L+1"), None);
-        assert_eq!(parse_nlink_delta(b"U"), None);
+        assert_eq!(parse_nlink(b"U+3"), Some(Nlink::Upper(3)));
+        assert_eq!(parse_nlink(b"U-1"), Some(Nlink::Upper(-1)));
+        assert_eq!(parse_nlink(b"L+1"), Some(Nlink::Image(1)));
+        assert_eq!(parse_nlink(b"X+1"), None);
+        assert_eq!(parse_nlink(b"U"), None);
     }
 }

@@ -10,7 +10,7 @@ use rustix::fs::{OFlags, fstatvfs};
 use super::Union;
 use super::copy_up::Depth;
 use super::device::attr_shown_as;
-use super::resolve::{finish, union_nlink};
+use super::resolve::finish;
 use crate::error::{Error, Result};
 use crate::image::{ImageId, dir_nlink};
 use crate::inode::{Handle, Node};
@@ -126,13 +126,17 @@ impl Union {
             let id = node.image().ok_or(Error::NotFound)?;
             let mut attr = self.image.attr(id)?;
             attr.ino = node.ino;
+            let removed = node.id != NodeId::ROOT && node.state.lock().names.is_empty();
+            if removed {
+                attr.nlink = 0;
+            }
             return Ok(attr);
         };
         let stat = place.stat()?;
         let mut attr = attr_shown_as(node.kind, &stat, node.ino);
         let (linked, image, removed) = {
             let state = node.state.lock();
-            (state.link.is_some(), state.image, state.orphan.is_some())
+            (state.link.clone(), state.image, state.orphan.is_some())
         };
         match image {
             Some(image) if !node.is_dir() => attr.blocks = self.image.attr(image)?.blocks,
@@ -141,8 +145,8 @@ impl Union {
             }
             _ => {}
         }
-        if linked {
-            attr.nlink = union_nlink(&place, &stat)?;
+        if let Some(link) = linked {
+            attr.nlink = self.upper()?.links().nlink(&link, &stat)?;
         }
         Ok(attr)
     }

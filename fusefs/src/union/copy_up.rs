@@ -28,7 +28,7 @@ use super::{Union, make_impure};
 use crate::error::{Error, Result};
 use crate::image::ImageId;
 use crate::inode::{Name, Node, State};
-use crate::marks::{self, NlinkDelta};
+use crate::marks;
 use crate::sys::change::{create, fsync, ftruncate, mkdirat, mknodat, renameat_with, symlinkat};
 use crate::sys::copy::copy_data;
 use crate::sys::handle::FileHandle;
@@ -169,12 +169,7 @@ impl Union {
                 .map_err(Error::from),
         };
         let orphan = match (installed, &link) {
-            (Ok(orphan), link) => {
-                if let Some(link) = link {
-                    copy.count_links(link);
-                }
-                orphan
-            }
+            (Ok(orphan), _) => orphan,
             (Err(error), None) => return Err(error),
             // All or nothing: the names that the image alone has must not lead to it either.
             (Err(error), Some(link)) => {
@@ -308,23 +303,10 @@ impl<'u> Copy<'u> {
         let Some(handle) = self.handle.as_ref().filter(|_| self.attr.nlink > 1) else {
             return Ok(None);
         };
-        // Until the copy has its name, the index's own link stands for all of the image's: what a
-        // crash leaves is complete. See `count_links`.
-        let delta = NlinkDelta(i64::from(self.attr.nlink) - 1);
-        marks::set_nlink_delta(&self.place(), delta)?;
-        let (device, ino) = union.image.link_key(self.image)?;
+        let key = union.image.link_key(self.image)?;
         let links = self.upper.links();
-        Ok(Some(links.insert(device, ino, handle, &self.place())?))
-    }
-
-    /// Counts the name that an indexed copy has got: two links on the file system (the name and
-    /// the index's) stand for all of the image's. Without it the count is too high, and the file
-    /// stays in the index when its last name goes.
-    fn count_links(&self, link: &Place) {
-        let delta = NlinkDelta(i64::from(self.attr.nlink) - 2);
-        if let Err(error) = marks::set_nlink_delta(link, delta) {
-            tracing::warn!(?link, %error, "a copied-up file counts one link too many");
-        }
+        let link = links.insert(key, self.attr.nlink, handle, &self.place())?;
+        Ok(Some(link))
     }
 
     /// Renames the copy to its name, and gives the directory its times back: nothing was changed

@@ -104,14 +104,14 @@ impl Union {
         let _names = self.names.write();
         let dir = self.upper_dir(&parent)?;
         let place = self.upper_place(&node)?;
-        let held = self.free_name(&parent, &dir, name)?;
+        let free = self.free_name(&parent, &dir, name)?;
         self.mark_dir_of(&node, &parent, &dir, &place)?;
-        match held {
-            UpperName::Whiteout => {
-                let (work, temp) = self.writable()?.work_name();
-                place.link_to(work, &temp)?;
-                change::renameat(work, &temp, &dir, name)?;
-            }
+        let link = node.state.lock().link.clone();
+        if let Some(link) = link {
+            self.writable()?.links().count_with_upper(&link)?;
+        }
+        match free {
+            UpperName::Whiteout => self.writable()?.link_over(&place, &dir, name)?,
             UpperName::Free | UpperName::Taken => place.link_to(&dir, name)?,
         }
         // One reference more, for the new name.

@@ -84,7 +84,7 @@ impl Union {
                 .iter()
                 .filter_map(|layer| layer.file_system())
                 .collect();
-            upper.links().resolve(&file_systems);
+            upper.links().resolve(&file_systems)?;
             let root = Place::Fd(Arc::clone(upper.root()));
             if marks::is_opaque(&root)? {
                 state.image = None;

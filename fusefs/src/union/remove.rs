@@ -7,11 +7,11 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Stat, statat};
 use rustix::io::Errno;
 
-use super::resolve::{Found, union_nlink};
-use super::{Union, check_name};
+use super::copy_up::Depth;
+use super::resolve::Found;
+use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::Node;
-use crate::marks::{self, NlinkDelta};
 use crate::sys::change::unlinkat;
 use crate::sys::place::Place;
 use crate::types::{FileKind, NodeId};
@@ -20,6 +20,7 @@ impl Union {
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         let parent = self.removable(parent, name)?;
+        self.copy_up_if_linked(&parent, name)?;
         let _names = self.names.write();
         let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
         if found.attr.kind == FileKind::Directory {
@@ -62,8 +63,8 @@ impl Union {
         remove: impl FnOnce(&Arc<OwnedFd>) -> Result<()>,
     ) -> Result<()> {
         let dir = self.upper_dir(parent)?;
+        let leaving = self.prepare_leave(parent, &dir, name, found)?;
         let old = stat_if_any(&dir, name)?;
-        let leaving = self.prepare_leave(parent, &dir, name, found, old.is_some())?;
         if self.image_entry(parent, name)?.is_some() {
             self.writable()?.whiteout(&dir, name, old.as_ref())?;
         } else {
@@ -89,15 +90,46 @@ impl Union {
         Ok(parent)
     }
 
+    /// A name of an image file with several goes: the others must count one less, and only a copy
+    /// can say so. Called without the `names` lock.
+    pub(super) fn copy_up_if_linked(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+        let linked = {
+            let _names = self.names.read();
+            self.resolve(parent, name)?.is_some_and(|found| {
+                !found.upper && found.attr.kind != FileKind::Directory && found.attr.nlink > 1
+            })
+        };
+        if linked {
+            self.copy_up(&self.hold(parent, name)?.current()?, Depth::Attributes)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a file that is known at this name by the link index alone a link of its own. The
+    /// caller holds the `names` lock.
+    pub(super) fn materialise(
+        &self,
+        link: &Place,
+        parent: &Node,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+    ) -> Result<()> {
+        if stat_if_any(dir, name)?.is_none() {
+            make_impure(parent, dir)?;
+            self.writable()?.links().count_with_image(link)?;
+            link.link_to(dir, name)?;
+        }
+        Ok(())
+    }
+
     /// What must be known and opened before a name of a file goes, so that whoever still uses the
-    /// file can.
+    /// file can; and what makes its link count change in the same step.
     pub(super) fn prepare_leave(
         &self,
         parent: &Arc<Node>,
         dir: &Arc<OwnedFd>,
         name: &OsStr,
         found: &Found,
-        in_upper_here: bool,
     ) -> Result<Leaving> {
         let mut leaving = Leaving {
             node: self.nodes.by_ino(found.attr.ino),
@@ -105,13 +137,14 @@ impl Union {
             name: name.to_owned(),
             orphan: None,
             link: found.link.clone(),
-            in_upper_here,
         };
-        if leaving.link.is_some() {
+        if let Some(link) = &leaving.link {
+            self.materialise(link, parent, dir, name)?;
+            self.writable()?.links().count_with_upper(link)?;
             return Ok(leaving);
         }
         if let Some(node) = &leaving.node
-            && in_upper_here
+            && stat_if_any(dir, name)?.is_some()
         {
             let last = {
                 let state = node.state.lock();
@@ -129,12 +162,12 @@ impl Union {
     pub(super) fn leave(&self, leaving: Leaving) {
         let mut orphan = leaving.orphan;
         if let Some(link) = &leaving.link {
-            match self.leave_index(link, leaving.in_upper_here) {
+            match self.leave_index(link) {
                 Ok(None) => {}
                 Ok(last) => orphan = last,
-                // The count stays too high, which keeps the file in the index for ever. Too low
-                // would lose it while it has names.
-                Err(error) => tracing::warn!(?link, %error, "a removed link is still counted"),
+                Err(error) => {
+                    tracing::warn!(?link, %error, "a removed file stays until the next start");
+                }
             }
         }
         let Some(node) = leaving.node else {
@@ -154,21 +187,11 @@ impl Union {
         }
     }
 
-    /// Counts a removed name of an indexed file; returns the file itself if that was its last.
-    fn leave_index(&self, link: &Place, in_upper_here: bool) -> Result<Option<Arc<OwnedFd>>> {
-        if !in_upper_here {
-            // A name that the image alone had: no link of the file system went with it.
-            let delta = marks::nlink_delta(link)?;
-            marks::set_nlink_delta(link, NlinkDelta(delta.0 - 1))?;
-        }
-        let stat = link.stat()?;
-        // One link is the index's own.
-        if union_nlink(link, &stat)? > 0 || stat.st_nlink > 1 {
-            return Ok(None);
-        }
+    /// Takes a file out of the index if its last name has gone, and returns it.
+    fn leave_index(&self, link: &Place) -> Result<Option<Arc<OwnedFd>>> {
         let file = Arc::new(link.open_path()?);
-        self.writable()?.links().remove(link)?;
-        Ok(Some(file))
+        let gone = self.writable()?.links().remove_if_unused(link)?;
+        Ok(gone.then_some(file))
     }
 }
 
@@ -181,8 +204,6 @@ pub(super) struct Leaving {
     /// Keeps the file for the node, if this was its last known name.
     orphan: Option<Arc<OwnedFd>>,
     link: Option<Place>,
-    /// Whether the upper has the file under this name, and not by the link index alone.
-    in_upper_here: bool,
 }
 
 /// What the upper has at a name, whiteouts included.

@@ -1,33 +1,38 @@
-//! Renaming, of anything, with no EXDEV.
+//! Renaming, of anything, with no EXDEV (but for a directory whose path in the image is too long
+//! for a redirect).
 //!
 //! What is renamed is copied up first (a directory without its entries: it gets a redirect to the
 //! image's directory, and the entries stay where they are). The rename itself is one system call on
 //! the upper, which leaves a whiteout behind where the image has the old name.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::copy_up::Depth;
-use super::device::stands_for_device;
 use super::remove::stat_if_any;
 use super::resolve::Held;
 use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::{Name, Node};
-use crate::marks::{self, NlinkDelta};
-use crate::sys::change::{mkdirat, renameat_with, unlinkat};
+use crate::marks;
+use crate::sys::change::{renameat_with, unlinkat};
+use crate::sys::dir::read_dir;
 use crate::sys::kind_of;
 use crate::sys::place::Place;
 use crate::types::{Caller, FileKind, NodeId};
 use crate::upper::make_whiteout;
 
+/// A redirect shorter than this (bytes) fits into the xattrs of every file system.
+const REDIRECT_ALWAYS_FITS: usize = 256;
+
 /// One end of a rename.
 pub(super) struct End<'a> {
-    parent: Arc<Node>,
+    pub(super) parent: Arc<Node>,
     pub(super) dir: Arc<OwnedFd>,
     name: &'a OsStr,
     /// Whether the image has the name too, so that it must stay hidden.
@@ -99,14 +104,16 @@ impl Union {
         }
         self.copy_up_dir(&parent)?;
         self.copy_up_dir(&new_parent)?;
-        if let (true, Some(target)) = (exchange, &target) {
-            self.copy_up(&target.current()?, Depth::Attributes)?;
+        match &target {
+            Some(target) if exchange => drop(self.copy_up(&target.current()?, Depth::Attributes)?),
+            Some(_) => self.copy_up_if_linked(&new_parent, new_name)?,
+            None => {}
         }
 
         let _names = self.names.write();
         let from = self.end(parent, name)?;
         let to = self.end(new_parent, new_name)?;
-        materialise(&moved, &from)?;
+        self.materialise_end(&moved, &from)?;
         match device_of {
             Some(caller) => self.replace_with_device(caller, from, &to, &moved, target.as_ref()),
             None if exchange => self.exchange(&from, &to, &moved, target.as_ref()),
@@ -135,9 +142,9 @@ impl Union {
         target: Option<&Held<'_>>,
     ) -> Result<()> {
         let target = target.ok_or(Error::NotFound)?.current()?;
-        materialise(&target, to)?;
-        self.detach_from_image(moved, from, to)?;
-        self.detach_from_image(&target, to, from)?;
+        self.materialise_end(&target, to)?;
+        self.prepare_move(moved, from, to)?;
+        self.prepare_move(&target, to, from)?;
         renameat_with(
             &from.dir,
             from.name,
@@ -145,8 +152,8 @@ impl Union {
             to.name,
             RenameFlags::EXCHANGE,
         )?;
-        Union::moved(moved, from, to);
-        Union::moved(&target, to, from);
+        moved_on_disk(moved, from, to);
+        moved_on_disk(&target, to, from);
         Ok(())
     }
 
@@ -157,25 +164,23 @@ impl Union {
         moved: &Arc<Node>,
         target: Option<&Held<'_>>,
     ) -> Result<()> {
-        let mut old = stat_if_any(&to.dir, to.name)?;
         let mut leaving = None;
         if let Some(target) = target {
-            let target = target.current()?;
-            self.check_replaces(moved, &target)?;
+            self.check_replaces(moved, &target.current()?)?;
             let found = self.resolve(&to.parent, to.name)?.ok_or(Error::NotFound)?;
-            let here = old.is_some();
-            leaving = Some(self.prepare_leave(&to.parent, &to.dir, to.name, &found, here)?);
-            if target.is_dir() && old.is_some() {
-                self.empty_for_replacing(to)?;
-                old = stat_if_any(&to.dir, to.name)?;
-            }
+            leaving = Some(self.prepare_leave(&to.parent, &to.dir, to.name, &found)?);
         }
-        self.detach_from_image(moved, from, to)?;
-        rename_on_disk(from, to, moved.is_dir(), old.as_ref())?;
+        self.prepare_move(moved, from, to)?;
+        let old = stat_if_any(&to.dir, to.name)?;
+        if leaving.is_some() && old.is_some() && moved.is_dir() {
+            self.replace_dir(from, to, old.as_ref())?;
+        } else {
+            self.rename_on_disk(from, to, moved.is_dir(), old.as_ref())?;
+        }
         if let Some(leaving) = leaving {
             self.leave(leaving);
         }
-        Union::moved(moved, from, to);
+        moved_on_disk(moved, from, to);
         Ok(())
     }
 
@@ -212,109 +217,122 @@ impl Union {
         }
     }
 
-    /// A directory that is replaced looks empty but may hold whiteouts: an empty opaque one takes
-    /// its place first, which nobody can tell from it.
-    fn empty_for_replacing(&self, to: &End<'_>) -> Result<()> {
-        if crate::sys::dir::read_dir(std::os::fd::AsFd::as_fd(&open_dir(to)?))?.is_empty() {
-            return Ok(());
+    /// Replaces a directory, which looks empty but may hold whiteouts: a really empty one that
+    /// looks the same takes its place first. What a crash between the two leaves differs in the
+    /// inode number at most.
+    fn replace_dir(&self, from: &End<'_>, to: &End<'_>, old: Option<&Stat>) -> Result<()> {
+        if read_dir(open_dir(to)?.as_fd())?.is_empty() {
+            return self.rename_on_disk(from, to, true, old);
         }
         let upper = self.writable()?;
-        let stage = upper.stage(&to.dir)?;
-        mkdirat(stage.dir(), to.name, Mode::RWXU)?;
-        let (empty, old) = (Place::at(stage.dir(), to.name), Place::at(&to.dir, to.name));
-        let stat = old.stat()?;
-        empty.chown(Some(stat.st_uid), Some(stat.st_gid))?;
-        empty.chmod(stat.st_mode)?;
-        marks::set_opaque(&empty)?;
-        let exchange = RenameFlags::EXCHANGE;
-        renameat_with(stage.dir(), to.name, &to.dir, to.name, exchange)?;
-        Ok(())
+        let empty = upper.empty_like(&Place::at(&to.dir, to.name))?;
+        upper.swap(&empty, &to.dir, to.name)?;
+        let renamed = self.rename_on_disk(from, to, true, old);
+        if renamed.is_err() {
+            upper.swap(&empty, &to.dir, to.name)?;
+        }
+        upper.discard(&empty);
+        renamed
     }
 
-    /// Makes a file independent of its place, before it leaves. For a directory: what of the image
-    /// shows through must do so at the new place, and nothing else of the image may.
-    fn detach_from_image(&self, node: &Node, from: &End<'_>, to: &End<'_>) -> Result<()> {
+    /// Sets the marks that a thing needs at its new place, which do no harm at the old one. A
+    /// file that is more than it looks needs a directory that says so. A directory takes
+    /// along what of the image shows through it, and nothing else of the image may show.
+    fn prepare_move(&self, node: &Node, from: &End<'_>, to: &End<'_>) -> Result<()> {
         let place = Place::at(&from.dir, from.name);
         if !node.is_dir() {
             return self.mark_dir_of(node, &to.parent, &to.dir, &place);
         }
         match node.image() {
             Some(image) => {
-                marks::set_redirect(&place, &self.image.path(image))?;
-                make_impure(&to.parent, &to.dir)
+                make_impure(&to.parent, &to.dir)?;
+                set_redirect(&place, &self.image.path(image))
             }
             None if to.in_image => Ok(marks::set_opaque(&place)?),
             None => Ok(()),
         }
     }
 
-    /// Gives a node its new name, after the disk has it.
-    fn moved(node: &Arc<Node>, from: &End<'_>, to: &End<'_>) {
-        {
-            let mut state = node.state.lock();
-            state
-                .names
-                .retain(|known| !known.is(&from.parent, from.name));
-            state.names.push(Name::new(&to.parent, to.name));
+    fn materialise_end(&self, node: &Node, end: &End<'_>) -> Result<()> {
+        let link = node.state.lock().link.clone();
+        match link {
+            Some(link) => self.materialise(&link, &end.parent, &end.dir, end.name),
+            None => Ok(()),
         }
-        if node.is_dir() {
-            from.parent.subdirs_changed();
-            to.parent.subdirs_changed();
+    }
+
+    /// The rename itself, in one system call wherever the file system can.
+    fn rename_on_disk(
+        &self,
+        from: &End<'_>,
+        to: &End<'_>,
+        is_dir: bool,
+        old: Option<&Stat>,
+    ) -> Result<()> {
+        let rename = |flags| renameat_with(&from.dir, from.name, &to.dir, to.name, flags);
+        if is_dir && old.is_some_and(|old| kind_of(old) != FileKind::Directory) {
+            // A directory can't replace the whiteout, but change places with it.
+            rename(RenameFlags::EXCHANGE)?;
+            if !from.leaves_whiteout
+                && let Err(error) = unlinkat(&from.dir, from.name, AtFlags::empty())
+            {
+                // It hides nothing.
+                tracing::warn!(name = ?from.name, %error, "a whiteout is left behind");
+            }
+            return Ok(());
         }
+        if !from.leaves_whiteout {
+            return Ok(rename(RenameFlags::empty())?);
+        }
+        match rename(RenameFlags::WHITEOUT) {
+            Err(Errno::INVAL) => self.rename_in_two_steps(from, rename),
+            other => Ok(other?),
+        }
+    }
+
+    /// On a file system without `RENAME_WHITEOUT`. A crash between the steps shows the image's
+    /// entry at the old name again. All that may need space is done before the first.
+    fn rename_in_two_steps(
+        &self,
+        from: &End<'_>,
+        rename: impl FnOnce(RenameFlags) -> Result<(), Errno>,
+    ) -> Result<()> {
+        let upper = self.writable()?;
+        let (work, whiteout) = upper.work_name();
+        make_whiteout(work, &whiteout)?;
+        let renamed = rename(RenameFlags::empty());
+        if renamed.is_ok() {
+            renameat_with(work, &whiteout, &from.dir, from.name, RenameFlags::empty())?;
+        } else {
+            upper.discard(&whiteout);
+        }
+        Ok(renamed?)
     }
 }
 
-/// The rename itself, in one system call wherever the file system can.
-fn rename_on_disk(from: &End<'_>, to: &End<'_>, is_dir: bool, old: Option<&Stat>) -> Result<()> {
-    if is_dir && old.is_some_and(|old| kind_of(old) != FileKind::Directory) {
-        // A directory can't replace the whiteout, but change places with it.
-        renameat_with(
-            &from.dir,
-            from.name,
-            &to.dir,
-            to.name,
-            RenameFlags::EXCHANGE,
-        )?;
-        if !from.leaves_whiteout {
-            unlinkat(&from.dir, from.name, AtFlags::empty())?;
-        }
-        return Ok(());
+/// Gives a node its new name, after the disk has it. Nothing can undo that, so nothing here fails.
+fn moved_on_disk(node: &Node, from: &End<'_>, to: &End<'_>) {
+    let mut state = node.state.lock();
+    state
+        .names
+        .retain(|known| !known.is(&from.parent, from.name));
+    state.names.push(Name::new(&to.parent, to.name));
+    drop(state);
+    if node.is_dir() {
+        from.parent.subdirs_changed();
+        to.parent.subdirs_changed();
     }
-    if !from.leaves_whiteout {
-        let plain = RenameFlags::empty();
-        return Ok(renameat_with(
-            &from.dir, from.name, &to.dir, to.name, plain,
-        )?);
-    }
-    let and_hide = RenameFlags::WHITEOUT;
-    match renameat_with(&from.dir, from.name, &to.dir, to.name, and_hide) {
-        // A file system without RENAME_WHITEOUT: two steps, between which a crash shows the
-        // image's entry at the old name again.
-        Err(Errno::INVAL) => {
-            renameat_with(&from.dir, from.name, &to.dir, to.name, RenameFlags::empty())?;
-            Ok(make_whiteout(&from.dir, from.name)?)
-        }
+}
+
+/// Makes a directory continue the image's at `path`. Where the path is longer than what the file
+/// system keeps, the rename is refused as between file systems, and mv(1) copies: overlayfs does
+/// the same (`ovl_set_redirect`), from 256 bytes on.
+fn set_redirect(place: &Place, path: &Path) -> Result<()> {
+    let long = path.as_os_str().len() >= REDIRECT_ALWAYS_FITS;
+    match marks::set_redirect(place, path) {
+        Err(Errno::NOSPC | Errno::RANGE | Errno::TOOBIG) if long => Err(Errno::XDEV.into()),
         other => Ok(other?),
     }
-}
-
-/// Gives a file that is known by the link index alone a link at its name.
-pub(super) fn materialise(node: &Node, end: &End<'_>) -> Result<()> {
-    let link = node.state.lock().link.clone();
-    let Some(link) = link else {
-        return Ok(());
-    };
-    if stat_if_any(&end.dir, end.name)?.is_none() {
-        if stands_for_device(node.kind, &link.stat()?) {
-            make_impure(&end.parent, &end.dir)?;
-        }
-        // In this order: between the two a crash may leave a count that is too high, which keeps
-        // the file too long, but not one that is too low, which loses it too soon.
-        link.link_to(&end.dir, end.name)?;
-        let delta = marks::nlink_delta(&link)?;
-        marks::set_nlink_delta(&link, NlinkDelta(delta.0 - 1))?;
-    }
-    Ok(())
 }
 
 fn open_dir(end: &End<'_>) -> Result<OwnedFd> {

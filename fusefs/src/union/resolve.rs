@@ -118,8 +118,8 @@ impl Union {
         if impure && let Some((key, ino)) = self.origin_of(&place)? {
             found.attr.ino = ino;
             found.link = self.upper()?.links().get(key.0, key.1);
-            if found.link.is_some() {
-                found.attr.nlink = union_nlink(&place, stat)?;
+            if let Some(link) = &found.link {
+                found.attr.nlink = self.upper()?.links().nlink(link, stat)?;
             }
         }
         // A metacopy file has an origin, unless the image's file system has no file handles.
@@ -157,7 +157,7 @@ impl Union {
             if let Some(link) = upper.links().get(key.0, key.1) {
                 let stat = link.stat()?;
                 let mut attr = attr_shown_as(attr.kind, &stat, attr.ino);
-                attr.nlink = union_nlink(&link, &stat)?;
+                attr.nlink = upper.links().nlink(&link, &stat)?;
                 let mut found = Found {
                     attr,
                     image: None,
@@ -238,7 +238,13 @@ pub(super) struct Held<'u> {
     node: Option<Arc<Node>>,
 }
 
-impl Held<'_> {
+impl<'u> Held<'u> {
+    /// The root, which nobody forgets.
+    pub(super) fn root(union: &'u Union) -> Result<Held<'u>> {
+        let node = Some(union.node(NodeId::ROOT)?);
+        Ok(Held { union, node })
+    }
+
     /// The node that stands for the file today.
     pub(super) fn current(&self) -> Result<Arc<Node>> {
         Ok(self.node.as_ref().ok_or(Error::NotFound)?.current())
@@ -252,13 +258,6 @@ impl Drop for Held<'_> {
             self.union.forget(id, 1);
         }
     }
-}
-
-/// The link count that the union shows of an indexed file.
-pub(super) fn union_nlink(place: &Place, stat: &Stat) -> Result<u32> {
-    let delta = marks::nlink_delta(place)?;
-    let links = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
-    Ok(u32::try_from(links.saturating_add(delta.0)).unwrap_or(0))
 }
 
 /// Decides whether the client may keep a node's attributes.

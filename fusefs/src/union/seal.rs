@@ -9,12 +9,13 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::rename::materialise;
-use super::resolve::union_nlink;
-use super::{Union, make_impure};
+use super::Union;
+use super::resolve::{Found, Held};
 use crate::error::Result;
 use crate::inode::Node;
-use crate::types::{FileKind, Ino, NodeId};
+use crate::sys::attr_of;
+use crate::sys::place::Place;
+use crate::types::{FileKind, Ino, SetTime};
 use crate::upper::Upper;
 
 impl Union {
@@ -40,39 +41,53 @@ impl Union {
         for ((device, ino), link) in upper.links().places() {
             let stat = link.stat()?;
             // One link on disk is the index's own.
-            if u64::from(union_nlink(&link, &stat)?) > stat.st_nlink.saturating_sub(1) {
+            let names = upper.links().nlink(&link, &stat)?;
+            if u64::from(names) > stat.st_nlink.saturating_sub(1) {
                 pending.insert(self.inos.map(device, ino));
             }
         }
         if pending.is_empty() {
             return Ok(());
         }
-        self.seal_dir(&self.node(NodeId::ROOT)?, &pending)
+        self.seal_names(&pending)
     }
 
-    fn seal_dir(&self, dir: &Arc<Node>, pending: &HashSet<Ino>) -> Result<()> {
-        let entries = {
-            let _names = self.names.read();
-            self.merged_entries(dir)?
-        };
-        for (name, ino, kind) in entries {
-            if kind == FileKind::Directory {
-                let held = self.hold(dir, &name)?;
-                self.seal_dir(&held.current()?, pending)?;
-            } else if pending.contains(&ino) {
-                self.seal_name(dir, &name)?;
+    /// Gives the pending files a link at each of their names. A list and no recursion: how deep
+    /// the tree is, is up to the container.
+    fn seal_names(&self, pending: &HashSet<Ino>) -> Result<()> {
+        let mut dirs = vec![Held::root(self)?];
+        while let Some(held) = dirs.pop() {
+            let dir = held.current()?;
+            let entries = {
+                let _names = self.names.read();
+                self.merged_entries(&dir)?
+            };
+            for (name, ino, kind) in entries {
+                if kind == FileKind::Directory {
+                    dirs.push(self.hold(&dir, &name)?);
+                } else if pending.contains(&ino) {
+                    self.seal_name(&dir, &name)?;
+                }
             }
         }
         Ok(())
     }
 
     fn seal_name(&self, dir: &Arc<Node>, name: &OsStr) -> Result<()> {
-        let held = self.hold(dir, name)?;
         self.copy_up_dir(dir)?;
         let _names = self.names.write();
-        let end = self.end(Arc::clone(dir), name)?;
-        let node = held.current()?;
-        materialise(&node, &end)?;
-        make_impure(dir, &end.dir)
+        let Some(Found {
+            link: Some(link), ..
+        }) = self.resolve(dir, name)?
+        else {
+            return Ok(());
+        };
+        let fd = self.upper_dir(dir)?;
+        let place = Place::Fd(Arc::clone(&fd));
+        let before = attr_of(&place.stat()?, dir.ino);
+        self.materialise(&link, dir, &fd, name)?;
+        // Nothing was changed there that anybody may see.
+        let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
+        Ok(place.utimens(Some(atime), Some(mtime))?)
     }
 }

@@ -2,6 +2,26 @@
 //!
 //! All names of one image file lead to one upper file: the link in `index/` that is named by the
 //! image file's handle. A name that exists in the image alone finds the upper file through it.
+//!
+//! **How many links such a file has.** Some of its names are links on disk, others the image alone
+//! has, and the link in the index is no name at all. So the number that the union shows is kept in
+//! the nlink mark, as overlayfs does (`ovl_set_nlink_upper`, `ovl_set_nlink_lower`), in one of two
+//! forms:
+//!
+//! ```text
+//! U+n    the links of the upper's file on disk, the index's own among them, + n
+//! L+n    the links of the image's file + n
+//! ```
+//!
+//! The number is exact at each moment, whatever a crash cuts off, because each step on disk runs
+//! under the form that fits it:
+//!
+//! - A step that changes the file's links on disk and its names in the union together (`link`,
+//!   `unlink`, a rename over it) runs under `U`: both go up or down in one system call.
+//! - A step that changes the links on disk alone (the index's own link; a link for a name that so
+//!   far the image alone had) runs under `L`, which does not look at them.
+//! - A name that the image alone has is never hidden as it is: it gets its link first, and then
+//!   that link and the name go together.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -9,11 +29,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, fstat};
+use rustix::fs::{AtFlags, Stat, fstat};
 use rustix::io::Errno;
 
 use crate::error::Result;
-use crate::marks::{decode_origin, encode_origin};
+use crate::marks::{self, Nlink, decode_origin, encode_origin};
 use crate::sys::change::unlinkat;
 use crate::sys::dir::read_dir;
 use crate::sys::handle::FileHandle;
@@ -23,10 +43,19 @@ use crate::sys::place::Place;
 #[derive(Debug)]
 pub(crate) struct LinkIndex {
     dir: Arc<OwnedFd>,
-    /// The file name in the index, by (device, inode number) of the image file.
-    names: Mutex<HashMap<(u64, u64), OsString>>,
+    /// By (device, inode number) of the image file.
+    entries: Mutex<HashMap<(u64, u64), Indexed>>,
     /// Entries of which the image file is still to be found; see [`LinkIndex::resolve`].
     unresolved: Mutex<Vec<(OsString, FileHandle)>>,
+}
+
+/// One copied-up file.
+#[derive(Debug)]
+struct Indexed {
+    /// Its name in the index.
+    name: OsString,
+    /// How many links the image's file has.
+    image_nlink: i64,
 }
 
 impl LinkIndex {
@@ -43,64 +72,132 @@ impl LinkIndex {
             .collect();
         Ok(LinkIndex {
             dir: Arc::new(dir),
-            names: Mutex::default(),
+            entries: Mutex::default(),
             unresolved: Mutex::new(unresolved),
         })
     }
 
-    /// Finds the image files of the entries, on the file systems of the layers.
-    pub(crate) fn resolve(&self, file_systems: &[BorrowedFd<'_>]) {
-        let mut names = self.names.lock();
+    /// Finds the image files of the entries, on the file systems of the layers. A file of which a
+    /// crash left nothing but its entry here goes.
+    pub(crate) fn resolve(&self, file_systems: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         for (name, handle) in self.unresolved.lock().drain(..) {
             let found = file_systems
                 .iter()
                 .find_map(|mount| handle.open(*mount).ok());
-            if let Some(stat) = found.and_then(|fd| fstat(&fd).ok()) {
-                names.insert((stat.st_dev, stat.st_ino), name);
-            } else {
+            let Some(stat) = found.and_then(|fd| fstat(&fd).ok()) else {
                 tracing::warn!(?name, "the link index names a file that no layer has");
-            }
+                continue;
+            };
+            let place = Place::at(&self.dir, &name);
+            self.note((stat.st_dev, stat.st_ino), name, stat.st_nlink);
+            self.remove_if_unused(&place)?;
         }
+        Ok(())
+    }
+
+    fn note(&self, key: (u64, u64), name: OsString, image_nlink: u64) {
+        let image_nlink = i64::try_from(image_nlink).unwrap_or(i64::MAX);
+        let entry = Indexed { name, image_nlink };
+        self.entries.lock().insert(key, entry);
     }
 
     /// The upper file of an image file, if it was copied up.
     pub(crate) fn get(&self, device: u64, ino: u64) -> Option<Place> {
-        let names = self.names.lock();
-        let name = names.get(&(device, ino))?;
-        Some(Place::at(&self.dir, name))
+        let entries = self.entries.lock();
+        let entry = entries.get(&(device, ino))?;
+        Some(Place::at(&self.dir, &entry.name))
     }
 
-    /// Links a complete upper file into the index.
+    /// Links a complete upper file into the index; until then nothing else leads to it. It counts
+    /// as many links as the image's file has (`image_nlink`).
     pub(crate) fn insert(
         &self,
-        device: u64,
-        ino: u64,
+        key: (u64, u64),
+        image_nlink: u32,
         handle: &FileHandle,
         file: &Place,
     ) -> Result<Place, Errno> {
         let name = to_hex(&encode_origin(handle));
+        marks::set_nlink(file, Nlink::Image(0))?;
         file.link_to(&self.dir, &name)?;
-        self.names.lock().insert((device, ino), name.clone());
+        self.note(key, name.clone(), image_nlink.into());
         Ok(Place::at(&self.dir, &name))
     }
 
-    /// Removes a file that has no name in the union any more.
+    /// How many links the file of an entry has in the union; `stat` is what it has on disk.
+    pub(crate) fn nlink(&self, link: &Place, stat: &Stat) -> Result<u32, Errno> {
+        let count = self.count(link, stat)?;
+        Ok(u32::try_from(count.max(0)).unwrap_or(u32::MAX))
+    }
+
+    fn count(&self, link: &Place, stat: &Stat) -> Result<i64, Errno> {
+        Ok(match marks::nlink(link)? {
+            Nlink::Upper(difference) => on_disk(stat).saturating_add(difference),
+            Nlink::Image(difference) => self.image_nlink(link).saturating_add(difference),
+        })
+    }
+
+    fn image_nlink(&self, link: &Place) -> i64 {
+        let entries = self.entries.lock();
+        let entry = entries.values().find(|entry| is_entry(link, &entry.name));
+        entry.map_or(0, |entry| entry.image_nlink)
+    }
+
+    /// Before a step that changes the links on disk and the names in the union together.
+    pub(crate) fn count_with_upper(&self, link: &Place) -> Result<(), Errno> {
+        if matches!(marks::nlink(link)?, Nlink::Upper(_)) {
+            return Ok(());
+        }
+        let stat = link.stat()?;
+        let difference = self.count(link, &stat)? - on_disk(&stat);
+        marks::set_nlink(link, Nlink::Upper(difference))
+    }
+
+    /// Before a step that changes the links on disk alone.
+    pub(crate) fn count_with_image(&self, link: &Place) -> Result<(), Errno> {
+        if matches!(marks::nlink(link)?, Nlink::Image(_)) {
+            return Ok(());
+        }
+        let difference = self.count(link, &link.stat()?)? - self.image_nlink(link);
+        marks::set_nlink(link, Nlink::Image(difference))
+    }
+
+    /// Removes an entry.
     pub(crate) fn remove(&self, place: &Place) -> Result<(), Errno> {
         let Place::At(dir, name) = place else {
             return Ok(());
         };
-        self.names.lock().retain(|_, known| known != name);
+        self.entries.lock().retain(|_, entry| entry.name != *name);
         unlinkat(dir, name, AtFlags::empty())
+    }
+
+    /// Removes a file that has no name in the union any more, and says whether it did.
+    pub(crate) fn remove_if_unused(&self, link: &Place) -> Result<bool, Errno> {
+        let stat = link.stat()?;
+        // One link is the index's own.
+        let unused = stat.st_nlink == 1 && self.nlink(link, &stat)? == 0;
+        if unused {
+            self.remove(link)?;
+        }
+        Ok(unused)
     }
 
     /// All entries.
     pub(crate) fn places(&self) -> Vec<((u64, u64), Place)> {
-        let names = self.names.lock();
-        names
+        let entries = self.entries.lock();
+        entries
             .iter()
-            .map(|(key, name)| (*key, Place::at(&self.dir, name)))
+            .map(|(key, entry)| (*key, Place::at(&self.dir, &entry.name)))
             .collect()
     }
+}
+
+fn on_disk(stat: &Stat) -> i64 {
+    i64::try_from(stat.st_nlink).unwrap_or(i64::MAX)
+}
+
+fn is_entry(link: &Place, name: &OsStr) -> bool {
+    matches!(link, Place::At(_, known) if known == name)
 }
 
 fn to_hex(bytes: &[u8]) -> OsString {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
-use rustix::fs::{Mode, OFlags, RenameFlags, Stat, fstat, openat, statat};
+use rustix::fs::{Mode, OFlags, RenameFlags, Stat, XattrFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
 pub(crate) use links::LinkIndex;
@@ -31,6 +31,8 @@ use crate::marks;
 use crate::sys::beneath::open_root;
 use crate::sys::change::{mkdirat, mknodat, renameat, renameat_with, unlinkat};
 use crate::sys::dir;
+use crate::sys::place::Place;
+use crate::types::{Ino, SetTime};
 
 /// What one container wrote.
 #[derive(Debug)]
@@ -147,6 +149,39 @@ impl Upper {
         Ok(())
     }
 
+    /// Gives a file the name that a whiteout holds, in one step.
+    pub(crate) fn link_over(
+        &self,
+        file: &Place,
+        dir: &OwnedFd,
+        whiteout: &OsStr,
+    ) -> Result<(), Errno> {
+        let (work, temp) = self.work_name();
+        file.link_to(work, &temp)?;
+        let renamed = renameat(work, &temp, dir, whiteout);
+        if renamed.is_err() {
+            self.discard(&temp);
+        }
+        renamed
+    }
+
+    /// Makes an empty directory in the work directory that hides what is below, and else looks
+    /// like `dir`.
+    pub(crate) fn empty_like(&self, dir: &Place) -> Result<OsString, Errno> {
+        let (work, temp) = self.work_name();
+        mkdirat(work, &temp, Mode::RWXU)?;
+        let made = dress(&Place::at(work, &temp), dir);
+        if made.is_err() {
+            self.discard(&temp);
+        }
+        made.map(|()| temp)
+    }
+
+    /// Lets a thing in the work directory and one in the tree change places.
+    pub(crate) fn swap(&self, temp: &OsStr, dir: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
+        renameat_with(&self.work, temp, dir, name, RenameFlags::EXCHANGE)
+    }
+
     /// Takes a directory out of the tree in one step, whatever whiteouts are left in it.
     pub(crate) fn take_out(&self, dir: &Arc<OwnedFd>, name: &OsStr) -> Result<(), Errno> {
         let (work, temp) = self.work_name();
@@ -170,10 +205,27 @@ impl Upper {
     fn probe_marks(&self) -> Result<(), Errno> {
         let (work, temp) = self.work_name();
         mkdirat(work, &temp, Mode::RWXU)?;
-        let result = marks::set_opaque(&crate::sys::place::Place::at(work, &temp));
+        let result = marks::set_opaque(&Place::at(work, &temp));
         unlinkat(work, &temp, AtFlags::REMOVEDIR)?;
         result
     }
+}
+
+/// Gives a new directory everything that `like` shows but its entries: owner, mode, xattrs (ACLs
+/// among them), times.
+fn dress(dir: &Place, like: &Place) -> Result<(), Errno> {
+    let stat = like.stat()?;
+    let attr = crate::sys::attr_of(&stat, Ino(stat.st_ino));
+    dir.chown(Some(attr.uid), Some(attr.gid))?;
+    dir.chmod(u32::from(attr.perm))?;
+    for name in like.xattr_names()? {
+        if let Some(value) = like.xattr(&name)?.filter(|_| !marks::is_private(&name)) {
+            dir.set_xattr(&name, &value, XattrFlags::empty())?;
+        }
+    }
+    marks::set_opaque(dir)?;
+    let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
+    dir.utimens(Some(atime), Some(mtime))
 }
 
 /// Makes a whiteout at a free name.

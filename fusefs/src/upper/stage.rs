@@ -7,12 +7,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, XattrFlags, fstat, openat};
+use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags, fstat, openat};
 use rustix::io::Errno;
 
 use super::Upper;
 use crate::marks;
-use crate::sys::change::{mkdirat, renameat, renameat_with, unlinkat};
+use crate::sys::change::{mkdirat, renameat, renameat_with};
 use crate::sys::place::Place;
 
 const DEFAULT_ACL: &str = "system.posix_acl_default";
@@ -62,8 +62,8 @@ impl<'u> Stage<'u> {
             return renameat(&self.dir, made, dir, name);
         }
         marks::set_opaque(&Place::at(&self.dir, made))?;
-        renameat_with(&self.dir, made, dir, name, RenameFlags::EXCHANGE)?;
-        unlinkat(&self.dir, made, AtFlags::empty())
+        // The whiteout goes with the stage.
+        renameat_with(&self.dir, made, dir, name, RenameFlags::EXCHANGE)
     }
 }
 

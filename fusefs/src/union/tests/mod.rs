@@ -450,3 +450,49 @@ fn a_file_that_cannot_be_written_can_be_read_and_refuses_writers_at_open() {
     assert_eq!(read(&union, "fixed"), "text");
     union.release(reader.fh);
 }
+
+#[test]
+fn a_removed_file_that_only_the_image_has_counts_no_link() {
+    let bed = Bed::new();
+    bed.lower("file", "image").lower("d/x", "");
+    let union = bed.union();
+    let file = walk(&union, "file").node;
+    let opened = union.open(ROOT, file, OFlags::RDONLY).unwrap();
+    union.unlink(NodeId::ROOT, OsStr::new("file")).unwrap();
+    assert_eq!(union.getattr(file, Some(opened.fh)).unwrap().nlink, 0);
+    union.release(opened.fh);
+}
+
+#[test]
+fn the_index_forgets_a_file_whose_names_are_all_removed() {
+    let bed = linked_bed();
+    let union = bed.union();
+    let (a, b) = (OsStr::new("a"), OsStr::new("b"));
+    // Nothing was copied up before.
+    union.unlink(NodeId::ROOT, a).unwrap();
+    assert_eq!(walk(&union, "b").attr.nlink, 1);
+    union.unlink(NodeId::ROOT, b).unwrap();
+    assert_eq!(fs::read_dir(bed.path("work/index")).unwrap().count(), 0);
+}
+
+/// Trees deeper than the stack, and what has to be done in them.
+#[test]
+fn a_deep_tree_is_sealed() {
+    const DEPTH: usize = 1_500;
+    let bed = linked_bed();
+    let mut at = rustix::fs::open(bed.path("lower"), OFlags::DIRECTORY, Mode::empty()).unwrap();
+    for _ in 0..DEPTH {
+        rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = openat(&at, "d", OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    let root = rustix::fs::open(bed.path("lower"), OFlags::DIRECTORY, Mode::empty()).unwrap();
+    rustix::fs::linkat(&root, "a", &at, "c", rustix::fs::AtFlags::empty()).unwrap();
+    let union = bed.union();
+    let work = move || {
+        write(&union, "a", "I");
+        union.seal().unwrap();
+    };
+    let small = std::thread::Builder::new().stack_size(128 << 10);
+    small.spawn(work).unwrap().join().unwrap();
+    assert_eq!(fs::metadata(bed.path("upper/a")).unwrap().nlink(), 4);
+}
