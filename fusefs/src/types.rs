@@ -122,6 +122,9 @@ pub struct SetAttr {
 pub struct Entry {
     /// The node by which the client names the inode from now on.
     pub node: NodeId,
+    /// Tells this use of the node's number from earlier ones: it stays while the client holds
+    /// references, and is another one when the number comes back.
+    pub generation: u32,
     /// Its attributes. `attr.ino` may differ from `node`.
     pub attr: Attr,
 }

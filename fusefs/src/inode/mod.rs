@@ -49,6 +49,8 @@ impl Backing {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: NodeId,
+    /// Tells this use of the number from earlier ones; see [`crate::types::Entry::generation`].
+    pub(crate) generation: u32,
     pub(crate) ino: Ino,
     pub(crate) kind: FileKind,
     /// Held while the node is copied up, so that it happens once.
@@ -122,9 +124,22 @@ impl Name {
 }
 
 impl Node {
+    /// The first node of a number, as the root is.
     pub(crate) fn new(id: NodeId, ino: Ino, kind: FileKind, state: State) -> Arc<Node> {
+        Node::of_generation(0, id, ino, kind, state)
+    }
+
+    /// A node of a number that others may have had before.
+    pub(crate) fn of_generation(
+        generation: u32,
+        id: NodeId,
+        ino: Ino,
+        kind: FileKind,
+        state: State,
+    ) -> Arc<Node> {
         Arc::new(Node {
             id,
+            generation,
             ino,
             kind,
             copy: Mutex::new(()),

@@ -1,6 +1,7 @@
 //! The node table: which nodes the client holds references to.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -23,6 +24,7 @@ struct Inner {
     /// The node that stands for an inode today; a superseded one is not here.
     by_ino: HashMap<Ino, Arc<Node>>,
     next_id: u64,
+    next_generation: u32,
 }
 
 #[derive(Debug)]
@@ -39,6 +41,7 @@ impl NodeTable {
             by_id: HashMap::new(),
             by_ino: HashMap::from([(root.ino, Arc::clone(&root))]),
             next_id: FIRST_FREE_ID,
+            next_generation: any_number(),
         };
         let slot = Slot {
             node: root,
@@ -76,7 +79,8 @@ impl NodeTable {
                 Arc::clone(node)
             } else {
                 let id = inner.free_id(ino);
-                let node = Node::new(id, ino, kind, state());
+                let generation = inner.fresh_generation();
+                let node = Node::of_generation(generation, id, ino, kind, state());
                 inner.add(Arc::clone(&node));
                 node
             };
@@ -101,7 +105,8 @@ impl NodeTable {
     pub(crate) fn succeed(&self, old: &Arc<Node>, state: State) -> Arc<Node> {
         let mut inner = self.inner.lock();
         let id = inner.fresh_id();
-        let node = Node::new(id, old.ino, old.kind, state);
+        let generation = inner.fresh_generation();
+        let node = Node::of_generation(generation, id, old.ino, old.kind, state);
         inner.add(Arc::clone(&node));
         node
     }
@@ -149,6 +154,13 @@ impl Inner {
         id
     }
 
+    /// Another one for every node: a number comes back with its inode's number, when the file
+    /// system gives that to another file, or when a forgotten file is looked up again.
+    fn fresh_generation(&mut self) -> u32 {
+        self.next_generation = self.next_generation.wrapping_add(1).max(1);
+        self.next_generation
+    }
+
     /// Removes a node if nobody needs it, then what only it needed.
     fn collect(&mut self, id: NodeId) {
         let mut candidates = vec![id];
@@ -191,6 +203,13 @@ impl Drop for Inner {
     }
 }
 
+/// Where generations begin: at another number for every mount, so that a handle of an earlier one
+/// is not taken for one of this.
+fn any_number() -> u32 {
+    let [a, b, c, d, ..] = RandomState::new().hash_one(()).to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
@@ -226,6 +245,18 @@ mod tests {
             NodeId(77)
         );
         assert!(add(&table, &root, "b", 1, FileKind::Regular).id.0 >= FIRST_FREE_ID);
+    }
+
+    #[test]
+    fn a_number_that_comes_back_has_another_generation() {
+        let (table, root) = table();
+        let first = add(&table, &root, "a", 77, FileKind::Regular).generation;
+        let again = add(&table, &root, "a", 77, FileKind::Regular).generation;
+        assert_eq!(again, first);
+        table.forget(NodeId(77), 2);
+        let other = add(&table, &root, "b", 77, FileKind::Regular);
+        assert_eq!(other.id, NodeId(77));
+        assert_ne!(other.generation, first);
     }
 
     #[test]

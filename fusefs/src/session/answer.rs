@@ -10,8 +10,14 @@ use super::convert::{FOREVER, entry_attr, entry_attr_ttl};
 use crate::error::{Error, Result};
 use crate::types::Entry;
 
-/// Nodes are never given to another inode while the kernel knows them, so one generation does.
-pub(super) const GENERATION: Generation = Generation(0);
+/// The generation of no inode at all.
+pub(super) const NO_GENERATION: Generation = Generation(0);
+
+/// The generation of a node. File handles of the mount (`name_to_handle_at(2)`) are made of the
+/// node's number and this, so an old one never leads to another file that has the number now.
+pub(super) fn generation(entry: &Entry) -> Generation {
+    Generation(u64::from(entry.generation))
+}
 
 /// A reply that can carry an error.
 pub(super) trait Refuse {
@@ -77,7 +83,7 @@ pub(super) fn reply_entry(reply: ReplyEntry, entry: &Entry) {
         &entry_attr_ttl(entry),
         &FOREVER,
         &entry_attr(entry),
-        GENERATION,
+        generation(entry),
     );
 }
 

@@ -20,7 +20,9 @@ use fuser::{
 };
 use rustix::fs::{FallocateFlags, OFlags, XattrFlags};
 
-use super::answer::{GENERATION, answer, done, reply_count, reply_entry, reply_sized};
+use super::answer::{
+    NO_GENERATION, answer, done, generation, reply_count, reply_entry, reply_sized,
+};
 use super::convert::{
     FOREVER, attr_ttl, caller, dot_attr, entry_attr, entry_attr_ttl, file_attr, file_type,
     has_own_node, no_entry, open_flags, rdev_from_wire, set_time,
@@ -126,7 +128,7 @@ impl Filesystem for Handler {
         let found = self.union.lookup(node(parent), name);
         answer("lookup", parent, reply, found, |reply, found| match found {
             Some(entry) => reply_entry(reply, &entry),
-            None => reply.entry(&FOREVER, &no_entry(), GENERATION),
+            None => reply.entry(&FOREVER, &no_entry(), NO_GENERATION),
         });
     }
 
@@ -330,9 +332,10 @@ impl Filesystem for Handler {
                 let (fh, mode) = (FileHandle(opened.fh.0), open_mode(&opened, id));
                 // One TTL for the name and the attributes: the shorter.
                 let (ttl, attr) = (entry_attr_ttl(&entry), entry_attr(&entry));
+                let generation = generation(&entry);
                 match id {
-                    Some(id) => reply.created_passthrough(&ttl, &attr, GENERATION, fh, mode, id),
-                    None => reply.created(&ttl, &attr, GENERATION, fh, mode),
+                    Some(id) => reply.created_passthrough(&ttl, &attr, generation, fh, mode, id),
+                    None => reply.created(&ttl, &attr, generation, fh, mode),
                 }
             },
         );
@@ -446,9 +449,13 @@ impl Filesystem for Handler {
                     return false;
                 }
                 is_first = false;
-                let (ttl, attr) = match entry {
-                    Some(entry) => (entry_attr_ttl(entry), entry_attr(entry)),
-                    None => (Duration::ZERO, dot_attr(listed.ino, listed.kind)),
+                let (ttl, attr, generation) = match entry {
+                    Some(entry) => (entry_attr_ttl(entry), entry_attr(entry), generation(entry)),
+                    None => (
+                        Duration::ZERO,
+                        dot_attr(listed.ino, listed.kind),
+                        NO_GENERATION,
+                    ),
                 };
                 !reply.add(
                     attr.ino,
@@ -456,7 +463,7 @@ impl Filesystem for Handler {
                     &listed.name,
                     &ttl,
                     &attr,
-                    GENERATION,
+                    generation,
                 )
             });
         answer("readdirplus", ino, reply, listed, |reply, ()| reply.ok());

@@ -59,6 +59,7 @@ impl Union {
             });
         Entry {
             node: node.id,
+            generation: node.generation,
             attr: finish(&node, attr),
         }
     }

@@ -16,6 +16,7 @@
 mod copy_up;
 mod data;
 mod devices;
+mod handles;
 mod identity;
 mod idmap;
 mod layers;
