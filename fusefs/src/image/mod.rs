@@ -179,10 +179,12 @@ impl Image {
         u32::try_from(dirs.count()).unwrap_or(u32::MAX)
     }
 
-    /// The inode number, known without asking the layer for attributes. (The root's is in its
-    /// attributes.)
-    pub(crate) fn ino(&self, id: ImageId) -> Ino {
-        self.node(id).ino
+    /// The inode number, known without asking the layer for attributes (but the root's).
+    pub(crate) fn ino(&self, id: ImageId) -> Result<Ino> {
+        if id == ImageId::ROOT {
+            return Ok(self.attr(id)?.ino);
+        }
+        Ok(self.node(id).ino)
     }
 
     /// The target of a symlink.

@@ -432,7 +432,8 @@ impl Filesystem for Handler {
     /// An entry whose node is not its `st_ino` would be listed with a wrong `d_ino`, because fuser
     /// has one number for both. Such an entry ends the batch: in the adaptive mode the kernel goes
     /// on with a plain READDIR, which has no node in it. Only if it comes first it must be given,
-    /// since an empty batch is the end of the directory.
+    /// since an empty batch is the end of the directory. The same for an entry that can't be looked
+    /// up, which has no node; if it comes first it is left out.
     fn readdirplus(
         &self,
         _: &Request,
@@ -445,8 +446,13 @@ impl Filesystem for Handler {
         let listed = self
             .union
             .readdirplus(handle(fh), offset, &mut |listed, entry| {
-                if entry.is_some_and(has_own_node) && !is_first {
+                let is_dot = listed.name == "." || listed.name == "..";
+                let is_broken = entry.is_none() && !is_dot;
+                if (is_broken || entry.is_some_and(has_own_node)) && !is_first {
                     return false;
+                }
+                if is_broken {
+                    return true;
                 }
                 is_first = false;
                 let (ttl, attr, generation) = match entry {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::image::{ImageId, dir_nlink};
 use crate::inode::{Handle, Node};
 use crate::sys::change::ftruncate;
-use crate::sys::dir::read_dir;
+use crate::sys::dir::{RawEntry, read_dir};
 use crate::sys::place::Place;
 use crate::types::{Attr, Caller, Fh, FileKind, NodeId, SetAttr, StatFs};
 
@@ -141,7 +141,7 @@ impl Union {
         match image {
             Some(image) if !node.is_dir() => attr.blocks = self.image.attr(image)?.blocks,
             Some(image) if !removed => {
-                attr.nlink = self.merged_nlink(Some(node), &place, image)?;
+                attr.nlink = self.merged_nlink(node, image)?;
             }
             _ => {}
         }
@@ -152,30 +152,19 @@ impl Union {
     }
 
     /// The link count of a directory that merges one of the upper and one of the image.
-    pub(super) fn merged_nlink(
-        &self,
-        node: Option<&Node>,
-        upper: &Place,
-        image: ImageId,
-    ) -> Result<u32> {
-        let count = || -> Result<u32> {
-            let dir = upper.open(OFlags::PATH | OFlags::DIRECTORY)?;
-            let entries = read_dir(dir.as_fd())?;
-            let dirs = entries
-                .iter()
-                .filter(|entry| entry.kind == FileKind::Directory);
-            let in_upper = u32::try_from(dirs.count()).unwrap_or(u32::MAX);
+    pub(super) fn merged_nlink(&self, node: &Node, image: ImageId) -> Result<u32> {
+        let subdirs = node.subdirs(|| {
+            let entries = read_dir(self.upper_dir(node)?.as_fd())?;
+            let is_dir = |entry: &&RawEntry| entry.kind == FileKind::Directory;
+            let in_upper = u32::try_from(entries.iter().filter(is_dir).count()).unwrap_or(u32::MAX);
             let decided: HashSet<_> = entries.iter().map(|entry| &entry.name).collect();
             let in_image = self.image.with_children(image, |children| {
                 let shown = children.iter().filter(|(name, _)| !decided.contains(name));
                 self.image.count_dirs(shown.map(|(_, id)| id))
             })?;
             Ok(in_upper.saturating_add(in_image))
-        };
-        Ok(dir_nlink(match node {
-            Some(node) => node.subdirs(count)?,
-            None => count()?,
-        }))
+        })?;
+        Ok(dir_nlink(subdirs))
     }
 
     fn truncate(&self, caller: Caller, place: &Place, fh: Option<Fh>, size: u64) -> Result<()> {

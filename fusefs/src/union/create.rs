@@ -122,7 +122,7 @@ impl Union {
             upper: true,
             link: None,
         };
-        Ok(self.entry(&parent, name, found))
+        self.entry(&parent, name, found)
     }
 
     /// Makes something new in a directory, by a system call that `make` does.
@@ -159,7 +159,7 @@ impl Union {
             upper: true,
             link: None,
         };
-        Ok((self.entry(&parent, name, found), made))
+        Ok((self.entry(&parent, name, found)?, made))
     }
 
     /// Refuses a name that the union shows already; else says whether a whiteout holds it.

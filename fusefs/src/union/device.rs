@@ -47,7 +47,7 @@ impl Union {
             }
         }
         let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
-        Ok(self.entry(&parent, name, found))
+        self.entry(&parent, name, found)
     }
 
     /// Makes the file that stands for a device 0:0, on a stage for the directory `dir`. That is

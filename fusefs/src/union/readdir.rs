@@ -44,7 +44,7 @@ impl Union {
         })
     }
 
-    /// The same with the entry looked up (`None` for `.` and `..`); the client holds a reference to
+    /// The same with the entry looked up (`None` for `.` and `..`, and where that failed); the client holds a reference to
     /// each entry for which `visit` answered true.
     pub fn readdirplus(
         &self,
@@ -63,10 +63,22 @@ impl Union {
                 let found = {
                     let _names = self.names.read();
                     // What was removed since the listing was taken is left out.
-                    let Some(found) = self.resolve(&dir.node, &entry.name)? else {
-                        continue;
-                    };
-                    self.entry(&dir.node, &entry.name, found)
+                    match self.resolve(&dir.node, &entry.name) {
+                        Ok(None) => continue,
+                        Ok(Some(found)) => self.entry(&dir.node, &entry.name, found),
+                        Err(error) => Err(error),
+                    }
+                };
+                let found = match found {
+                    Ok(found) => found,
+                    // The others are to be seen all the same.
+                    Err(error) => {
+                        tracing::warn!(name = ?entry.name, %error, "an entry can't be looked up");
+                        if visit(entry, None) {
+                            continue;
+                        }
+                        break;
+                    }
                 };
                 if !visit(entry, Some(&found)) {
                     self.forget(found.node, 1);
@@ -161,8 +173,11 @@ impl Union {
                     let below = self.image_entry(node, &raw.name)?.is_some();
                     // Only then can number and kind be others than the upper's own.
                     let shown = if impure || (below && raw.kind == FileKind::Directory) {
-                        let found = self.resolve(node, &raw.name)?;
-                        found.map(|found| (found.attr.ino, found.attr.kind))
+                        match self.resolve(node, &raw.name) {
+                            Ok(found) => found.map(|found| (found.attr.ino, found.attr.kind)),
+                            // It is there, and looking it up will say what is wrong with it.
+                            Err(_) => Some((self.inos.map(device, raw.ino), raw.kind)),
+                        }
                     } else {
                         Some((self.inos.map(device, raw.ino), raw.kind))
                     };
@@ -183,11 +198,9 @@ impl Union {
                     .map(|(name, id)| (name.clone(), *id))
                     .collect()
             })?;
-            entries.extend(
-                shown
-                    .into_iter()
-                    .map(|(name, id)| (name, self.image.ino(id), self.image.kind(id))),
-            );
+            for (name, id) in shown {
+                entries.push((name, self.image.ino(id)?, self.image.kind(id)));
+            }
         }
         Ok(entries)
     }

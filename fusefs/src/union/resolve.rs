@@ -25,6 +25,7 @@ use crate::types::{Attr, Entry, FileKind, Ino, NodeId};
 /// What a name means, before it is a node.
 #[derive(Debug)]
 pub(super) struct Found {
+    /// Its attributes. The links of a directory that merges with the image are counted later.
     pub(super) attr: Attr,
     /// The image's part: the directory that merges, or the file itself.
     pub(super) image: Option<ImageId>,
@@ -43,11 +44,11 @@ impl Union {
         let Some(found) = self.resolve(&parent, name)? else {
             return Ok(None);
         };
-        Ok(Some(self.entry(&parent, name, found)))
+        self.entry(&parent, name, found).map(Some)
     }
 
     /// Makes a node of what was found; the client gets one reference.
-    pub(super) fn entry(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Entry {
+    pub(super) fn entry(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Result<Entry> {
         let attr = found.attr;
         let node = self
             .nodes
@@ -57,11 +58,23 @@ impl Union {
                 link: found.link,
                 ..State::default()
             });
-        Entry {
+        let mut entry = Entry {
             node: node.id,
             generation: node.generation,
-            attr: finish(&node, attr),
+            attr,
+        };
+        if let (true, true, Some(image)) = (node.is_dir(), found.upper, found.image) {
+            match self.merged_nlink(&node, image) {
+                Ok(nlink) => entry.attr.nlink = nlink,
+                Err(error) => {
+                    drop(node);
+                    self.forget(entry.node, 1);
+                    return Err(error);
+                }
+            }
         }
+        entry.attr = finish(&node, entry.attr);
+        Ok(entry)
     }
 
     /// Decides what a name means.
@@ -91,16 +104,11 @@ impl Union {
         if kind_of(stat) == FileKind::Directory {
             let image = self.image_of_dir(parent, &place, name)?;
             let ino = match image {
-                Some(id) => self.image.attr(id)?.ino,
+                Some(id) => self.image.ino(id)?,
                 None => self.upper_ino(stat),
             };
-            let mut attr = attr_of(stat, ino);
-            if let Some(id) = image {
-                let node = self.nodes.by_ino(ino).filter(|node| node.is_dir());
-                attr.nlink = self.merged_nlink(node.as_deref(), &place, id)?;
-            }
             return Ok(Found {
-                attr,
+                attr: attr_of(stat, ino),
                 image,
                 upper: true,
                 link: None,
@@ -224,7 +232,7 @@ impl Union {
     pub(super) fn hold(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Held<'_>> {
         let _names = self.names.read();
         let found = self.resolve(parent, name)?.ok_or(Error::NotFound)?;
-        let entry = self.entry(parent, name, found);
+        let entry = self.entry(parent, name, found)?;
         Ok(Held {
             union: self,
             node: Some(self.node(entry.node)?),
