@@ -80,6 +80,18 @@ pub enum Error {
         /// Bytes of name and value.
         length: usize,
     },
+    /// Labels that say how users are shifted, and don't.
+    #[error("cannot shift users: {reason}")]
+    BadIdMap {
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// A view can't have shifted users: it shares its mount with other views.
+    #[error("cannot shift the users of the view {}: only those of a snapshot that Prepare makes", Shown(.key))]
+    ShiftedView {
+        /// The snapshot's key.
+        key: String,
+    },
     /// Update was asked to change something that can't change.
     #[error("cannot update the field {} of snapshot {}: only \"labels\" and \"labels.NAME\" can change", Shown(.path), Shown(.key))]
     BadFieldPath {
@@ -224,6 +236,8 @@ impl Error {
             Error::ParentNotCommitted { .. }
             | Error::BadKey { .. }
             | Error::BadLabel { .. }
+            | Error::BadIdMap { .. }
+            | Error::ShiftedView { .. }
             | Error::BadFieldPath { .. }
             | Error::Incomplete(_)
             | Error::BadFilter(_) => Code::InvalidArgument,
@@ -260,6 +274,8 @@ impl Error {
 fn code_of_io(error: &io::Error) -> Code {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        // A kernel that lacks what the snapshot needs.
+        io::ErrorKind::Unsupported => Code::FailedPrecondition,
         _ => Code::Internal,
     }
 }

@@ -9,6 +9,7 @@
 //! - [`filter`] reads the filters of `List`.
 //! - [`store`] remembers the snapshots; [`store::layout`] is every path below the root.
 //! - [`mounts`] turns a record into what containerd is told to mount.
+//! - [`id_map`] reads how the users of a snapshot are shifted.
 //! - [`serve`] keeps the running sessions; `chains` shares one image among them.
 //! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
 //!   `dirs` makes and discards the directories of one snapshot (`trees` deletes what containers
@@ -25,6 +26,7 @@ pub mod daemon;
 mod dirs;
 pub mod error;
 pub mod filter;
+pub mod id_map;
 pub mod mounts;
 pub mod recover;
 pub mod root;

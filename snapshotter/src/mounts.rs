@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::id_map::IdMap;
 use crate::store::layout::Layout;
 use crate::store::records::{Kind, Record};
 
@@ -30,6 +31,8 @@ pub enum Access {
     Union {
         /// Where it is mounted.
         at: PathBuf,
+        /// How its users are shifted.
+        id_map: Option<IdMap>,
     },
     /// A view: the read-only union of a chain, which all views of the chain share.
     Shared {
@@ -84,6 +87,8 @@ pub fn access(layout: &Layout, key: &str, record: &Record, chain: &[u64]) -> Opt
         }),
         (Kind::Active, _) => Some(Access::Union {
             at: layout.mount(id),
+            // Labels that are no map were refused when they were set.
+            id_map: IdMap::of(&record.labels).unwrap_or_default(),
         }),
     }
 }
@@ -92,7 +97,12 @@ pub fn access(layout: &Layout, key: &str, record: &Record, chain: &[u64]) -> Opt
 pub fn mounts(access: &Access) -> Vec<Mount> {
     let mount = match access {
         Access::Directory { fs, writable } => bind(fs, *writable),
-        Access::Union { at } => bind(at, true),
+        Access::Union { at, id_map } => {
+            let mut mount = bind(at, true);
+            let options = id_map.iter().flat_map(IdMap::mount_options);
+            mount.options.extend(options);
+            mount
+        }
         Access::Shared { at, .. } => bind(at, false),
         Access::Overlay { fs, work, lower } => {
             let lower: Vec<String> = lower.iter().map(|path| text(path)).collect();

@@ -34,6 +34,8 @@ pub struct Plan<'a> {
     pub upper: Option<(PathBuf, PathBuf)>,
     /// The mount point, an existing directory.
     pub at: &'a Path,
+    /// Whether whoever mounts it further may shift its users.
+    pub idmap: bool,
 }
 
 /// Mounts unions.
@@ -103,6 +105,7 @@ impl Mounter for FuseMounter {
             dev: true,
             exec: true,
             passthrough: self.passthrough,
+            idmap: plan.idmap,
             ..SessionOptions::default()
         };
         let union = Arc::new(Union::new(image, upper)?);
@@ -173,8 +176,8 @@ impl Sessions {
             .is_some_and(|running| running.is_alive())
     }
 
-    /// Starts the session of an active snapshot, unless it runs.
-    pub fn start(&self, id: u64, chain: &[u64]) -> Result<()> {
+    /// Starts the session of an active snapshot, unless it runs. `idmap`: its users may be shifted.
+    pub fn start(&self, id: u64, chain: &[u64], idmap: bool) -> Result<()> {
         if self.is_running(id) {
             return Ok(());
         }
@@ -183,7 +186,7 @@ impl Sessions {
         let dead = locked(&self.own).remove(&id);
         drop(dead);
         let upper = (self.layout.fs(id), self.layout.work(id));
-        let running = self.mount(id, chain, Some(upper))?;
+        let running = self.mount(id, chain, Some(upper), idmap)?;
         let mut own = locked(&self.own);
         if let Err(stopping) = self.check_open() {
             drop(own);
@@ -236,7 +239,7 @@ impl Sessions {
             .is_some_and(|running| running.is_alive())
         {
             shared.running = None;
-            shared.running = Some(self.mount(top, chain, None)?);
+            shared.running = Some(self.mount(top, chain, None, false)?);
         }
         shared.views.insert(view);
         Ok(())
@@ -297,6 +300,7 @@ impl Sessions {
         id: u64,
         chain: &[u64],
         upper: Option<(PathBuf, PathBuf)>,
+        idmap: bool,
     ) -> Result<Box<dyn Running>> {
         let at = self.layout.mount(id);
         match fs::create_dir(&at) {
@@ -310,6 +314,7 @@ impl Sessions {
             chain: &chain,
             upper,
             at: &at,
+            idmap,
         });
         mounted.map_err(|source| {
             self.remove_mount_point(id);
@@ -356,6 +361,8 @@ pub mod testing {
         pub broken: Arc<AtomicBool>,
         /// Whether somebody stays on a mount that is detached.
         pub lingering: Arc<AtomicBool>,
+        /// Whether the kernel can't shift users.
+        pub old_kernel: Arc<AtomicBool>,
     }
 
     impl FakeMounter {
@@ -378,6 +385,9 @@ pub mod testing {
         fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>> {
             if self.broken.load(Ordering::SeqCst) {
                 return Err(io::Error::other("the mounter is broken").into());
+            }
+            if plan.idmap && self.old_kernel.load(Ordering::SeqCst) {
+                return Err(io::Error::from(io::ErrorKind::Unsupported).into());
             }
             let dirs = plan.chain.iter().map(|(_, fs)| fs);
             let upper = plan.upper.iter().flat_map(|(fs, work)| [fs, work]);

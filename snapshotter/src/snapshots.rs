@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::busy::Busy;
 use crate::error::{Error, Result};
 use crate::filter::Filter;
+use crate::id_map::IdMap;
 use crate::mounts::{self, Access, Mount};
 use crate::recover::{self, Report};
 use crate::root::{self, RootLock};
@@ -233,7 +234,7 @@ impl Snapshots {
         }
         let chain = self.store.chain_below(&info.record).unwrap_or_default();
         status.mount = match mounts::access(&self.layout, &info.key, &info.record, &chain) {
-            Some(Access::Union { at }) if self.sessions.is_running(id) => Some(at),
+            Some(Access::Union { at, .. }) if self.sessions.is_running(id) => Some(at),
             Some(Access::Shared { at, chain }) if self.sessions.is_viewed(id, chain) => Some(at),
             _ => None,
         };
@@ -243,6 +244,11 @@ impl Snapshots {
     fn create(&self, kind: Kind, key: &str, parent: &str, labels: &Labels) -> Result<Vec<Mount>> {
         check_key("key", key)?;
         check_labels(labels)?;
+        if kind == Kind::View && IdMap::of(labels)?.is_some() {
+            return Err(Error::ShiftedView {
+                key: key.to_owned(),
+            });
+        }
         let _held = self.busy.hold(&[key]);
         let chain = match parent {
             "" => Vec::new(),
@@ -271,7 +277,7 @@ impl Snapshots {
     ) -> Result<Vec<Mount>> {
         let parent = chain.first().map(|id| (parent, *id));
         dirs::make(&self.layout, id, kind, chain.first().copied())?;
-        let access = access_of_new(&self.layout, id, kind, key, chain);
+        let access = access_of_new(&self.layout, id, kind, key, labels, chain);
         let made = self
             .start(&access, id, chain)
             .and_then(|()| self.store.create(id, kind, key, parent, labels));
@@ -305,7 +311,7 @@ impl Snapshots {
 
     fn start(&self, access: &Access, id: u64, chain: &[u64]) -> Result<()> {
         match access {
-            Access::Union { .. } => self.sessions.start(id, chain),
+            Access::Union { id_map, .. } => self.sessions.start(id, chain, id_map.is_some()),
             Access::Shared { .. } => self.sessions.start_view(id, chain),
             Access::Directory { .. } | Access::Overlay { .. } => Ok(()),
         }
@@ -354,8 +360,18 @@ impl Snapshots {
 }
 
 /// How a snapshot that the store does not know yet will reach its user.
-fn access_of_new(layout: &Layout, id: u64, kind: Kind, key: &str, chain: &[u64]) -> Access {
-    let record = Record::unsaved(id, kind);
+fn access_of_new(
+    layout: &Layout,
+    id: u64,
+    kind: Kind,
+    key: &str,
+    labels: &Labels,
+    chain: &[u64],
+) -> Access {
+    let record = Record {
+        labels: labels.clone(),
+        ..Record::unsaved(id, kind)
+    };
     mounts::access(layout, key, &record, chain).unwrap_or(Access::Directory {
         fs: layout.fs(id),
         writable: false,
@@ -402,7 +418,7 @@ fn check_labels(labels: &Labels) -> Result<()> {
             });
         }
     }
-    Ok(())
+    IdMap::of(labels).map(drop)
 }
 
 #[cfg(test)]

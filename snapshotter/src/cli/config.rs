@@ -80,6 +80,8 @@ fn containerd(config: &Config, cri: Option<Major>) -> String {
 [proxy_plugins.lamina]
   type = "snapshot"
   address = {address}
+  # Pods with a user namespace (containerd 2.x, Linux 6.12): take it out on an older kernel.
+  capabilities = ["remap-ids"]
   # The kubelet measures and limits disk use there.
   [proxy_plugins.lamina.exports]
     root = {root}

@@ -305,3 +305,50 @@ fn verbs_on_one_key_wait_for_each_other() {
         waiting.join().expect("join").expect("prepare");
     });
 }
+
+fn shifted() -> Labels {
+    let label = |of: &str| format!("containerd.io/snapshot/{of}mapping");
+    Labels::from(["uid", "gid"].map(|of| (label(of), "0:100000:65536".to_owned())))
+}
+
+#[test]
+fn users_are_shifted_by_whoever_mounts() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, mounter, _) = open(dir.path());
+    layer(&all, "base", "");
+    let mounts = all.prepare("pod", "base", &shifted()).expect("prepare");
+    let wanted = [
+        "rbind",
+        "rw",
+        "uidmap=0:100000:65536",
+        "gidmap=0:100000:65536",
+    ];
+    assert_eq!(mounts[0].options, wanted);
+    assert_eq!(all.mounts("pod").expect("mounts"), mounts);
+    // An unpacked layer belongs to the users of the image.
+    let mounts = all.prepare("extract-1 x", "base", &shifted());
+    assert!(!format!("{mounts:?}").contains("uidmap"));
+
+    let view = all.view("view", "base", &shifted()).expect_err("a view");
+    assert_eq!(view.code(), Code::InvalidArgument);
+    mounter.old_kernel.store(true, Ordering::SeqCst);
+    let refused = all.prepare("old", "base", &shifted());
+    let refused = refused.expect_err("an old kernel");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    all.prepare("plain", "base", &none()).expect("prepare");
+    drop(all);
+    whole(dir.path());
+}
+
+#[test]
+fn a_half_map_is_refused_wherever_labels_are_set() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, ..) = open(dir.path());
+    layer(&all, "base", "");
+    let mut half = shifted();
+    half.pop_first();
+    let refused = all.prepare("pod", "base", &half).expect_err("half a map");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let refused = all.update("base", &half, &[]).expect_err("half a map");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
