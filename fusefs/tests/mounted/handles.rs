@@ -21,7 +21,7 @@ const ROOM: usize = 128;
 struct Handle {
     bytes: u32,
     kind: i32,
-    data: [u8; ROOM],
+    opaque: [u8; ROOM],
 }
 
 impl Handle {
@@ -30,7 +30,7 @@ impl Handle {
         let mut handle = Handle {
             bytes: ROOM.try_into().unwrap(),
             kind: 0,
-            data: [0; ROOM],
+            opaque: [0; ROOM],
         };
         let mut mount = 0;
         // SAFETY: the descriptor is open, the path is a C string, and `handle` has the layout of

@@ -20,6 +20,8 @@ mod handles;
 mod identity;
 mod idmap;
 mod layers;
+mod leases;
+mod limits;
 mod links;
 mod listing;
 mod locks;

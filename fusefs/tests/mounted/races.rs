@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use crate::system::each_system;
-use crate::tools::{append, chmod, exists, names, open_rw, read, read_open, write};
+use crate::tools::{append, chmod, exists, names, open_rw, read, read_open, sh, write};
 
 const THREADS: usize = 8;
 
@@ -65,6 +65,43 @@ fn appends_to_one_file() {
                 }
             });
             assert_eq!(read(m.path("log")).lines().count(), THREADS * 100);
+        },
+    );
+}
+
+#[test]
+fn appends_of_many_processes() {
+    each_system(
+        |layers| write(layers.bottom("log"), ""),
+        |m| {
+            let line = "0123456789".repeat(10);
+            // One system call for each line, each from an open file of its own.
+            let script = format!("for i in $(seq 100); do echo {line} >> log; done");
+            together(|_| assert!(sh(m.path(""), &script)));
+            let log = read(m.path("log"));
+            assert_eq!(log.lines().count(), THREADS * 100);
+            assert!(log.lines().all(|seen| seen == line), "two lines are mixed");
+        },
+    );
+}
+
+#[test]
+fn appends_of_many_pages_are_not_mixed() {
+    const BLOCK: usize = 20_000;
+    each_system(
+        |layers| write(layers.bottom("log"), ""),
+        |m| {
+            together(|thread| {
+                let mut log = OpenOptions::new().append(true).open(m.path("log")).unwrap();
+                for _ in 0..20 {
+                    let block = vec![u8::try_from(thread).unwrap(); BLOCK];
+                    assert_eq!(log.write(&block).unwrap(), BLOCK);
+                }
+            });
+            let log = fs::read(m.path("log")).unwrap();
+            assert_eq!(log.len(), THREADS * 20 * BLOCK);
+            let is_whole = |block: &[u8]| block.iter().all(|byte| *byte == block[0]);
+            assert!(log.chunks(BLOCK).all(is_whole), "two blocks are mixed");
         },
     );
 }
