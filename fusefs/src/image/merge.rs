@@ -5,8 +5,9 @@
 //! directory, a whiteout or an opaque directory ends the walk; a redirect continues the walk in
 //! the layers below at another path.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use super::{Children, Image, ImageId, Node};
@@ -23,6 +24,12 @@ pub(super) struct Part {
     pub(super) path: PathBuf,
 }
 
+/// Where redirects were found to lead: by the topmost layer that counts and the path below it.
+///
+/// Each directory on the way to a redirect's target may have a redirect of its own. A stack of
+/// layers could double the work with every layer, if each target were not looked for only once.
+type Targets = HashMap<(usize, PathBuf), Vec<Part>>;
+
 /// The parts of a directory, the topmost first.
 pub(super) fn parts<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'n [Part]> {
     if let Some(parts) = node.parts.get() {
@@ -33,7 +40,7 @@ pub(super) fn parts<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'
     } else {
         let parent = image.node(node.parent);
         let above = parts(image, node.parent, &parent)?;
-        merged(image, above, &node.name)?
+        merged(image, above, &node.name, &mut Targets::new())?
     };
     Ok(node.parts.get_or_init(|| found))
 }
@@ -103,7 +110,7 @@ pub(super) fn children(image: &Image, id: ImageId, node: &Node) -> Result<Childr
         return Err(Error::NotDirectory);
     }
     // First decide, without numbers: of all layers that know a name the topmost decides.
-    let mut decided = std::collections::HashMap::new();
+    let mut decided = HashMap::new();
     for part in parts(image, id, node)? {
         for entry in image.layers[part.layer].read_dir(&part.path)? {
             decided
@@ -148,7 +155,7 @@ fn roots(image: &Image, top: usize) -> Result<Vec<Part>> {
 }
 
 /// The parts of the directory `name` in a directory with the parts `above`.
-fn merged(image: &Image, above: &[Part], name: &OsStr) -> Result<Vec<Part>> {
+fn merged(image: &Image, above: &[Part], name: &OsStr, targets: &mut Targets) -> Result<Vec<Part>> {
     let mut found = Vec::new();
     // A sibling redirect changes the name that the layers below are asked for.
     let mut name = name.to_owned();
@@ -169,7 +176,7 @@ fn merged(image: &Image, above: &[Part], name: &OsStr) -> Result<Vec<Part>> {
             Below::Nothing => break,
             Below::Sibling(other) => name = other,
             Below::Redirect(target) => {
-                found.extend(at_path(image, part.layer + 1, &target)?);
+                found.extend(at_path(image, part.layer + 1, target, targets)?);
                 break;
             }
         }
@@ -178,11 +185,16 @@ fn merged(image: &Image, above: &[Part], name: &OsStr) -> Result<Vec<Part>> {
 }
 
 /// The parts of the directory at a path in the tree that the layers from `top` down make.
-fn at_path(image: &Image, top: usize, path: &Path) -> Result<Vec<Part>> {
+fn at_path(image: &Image, top: usize, path: PathBuf, targets: &mut Targets) -> Result<Vec<Part>> {
+    let target = (top, path);
+    if let Some(parts) = targets.get(&target) {
+        return Ok(parts.clone());
+    }
     // Each redirect leads to a lower layer, so this ends.
     let mut parts = roots(image, top)?;
-    for name in path {
-        parts = merged(image, &parts, name)?;
+    for name in &target.1 {
+        parts = merged(image, &parts, name, targets)?;
     }
+    targets.insert(target, parts.clone());
     Ok(parts)
 }

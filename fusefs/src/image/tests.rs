@@ -158,6 +158,20 @@ fn a_redirect_that_climbs_is_an_error_and_not_a_path() {
 }
 
 #[test]
+fn redirects_that_lead_to_redirects_are_followed_once_each() {
+    // Each directory on the way leads to the whole path again, one layer below: without care the
+    // number of steps triples with every layer.
+    let layers = Layers::new(60);
+    for layer in 0..60 {
+        layers.file(layer, &format!("a/a/a/{layer}"));
+        for dir in ["a", "a/a", "a/a/a"] {
+            marks::set_redirect(&layers.place(layer, dir), Path::new("a/a/a")).unwrap();
+        }
+    }
+    assert_eq!(names(&layers.image(), "a/a/a").len(), 60);
+}
+
+#[test]
 fn a_symlink_in_a_layer_is_never_followed() {
     let layers = Layers::new(1);
     symlink("/etc", layers.path(0, "link")).unwrap();
