@@ -161,10 +161,11 @@ fn mount_warns_about_options_and_fails_for_directories() {
 fn mount_says_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    for name in ["a", "u", "w", "m"] {
+    for name in ["a", "u", "u/inside", "w", "m"] {
         fs::create_dir(dir.path().join(name)).unwrap();
     }
     fs::write(dir.path().join("file"), "").unwrap();
+    let inside = path("u/inside");
     let (a, u, m, file) = (path("a"), path("u"), path("m"), path("file"));
     let elsewhere = "/proc";
     for (options, mountpoint, wanted) in [
@@ -183,6 +184,16 @@ fn mount_says_what_is_wrong() {
             format!("lowerdir={a},upperdir={u},workdir={elsewhere}"),
             &m,
             "is not on the file system of upperdir",
+        ),
+        (
+            format!("lowerdir={a},upperdir={u},workdir={inside}"),
+            &m,
+            "inside the upper",
+        ),
+        (
+            format!("lowerdir={a},upperdir={inside},workdir={u}"),
+            &m,
+            "inside its work directory",
         ),
         (format!("lowerdir={file}"), &m, "not a directory"),
         (format!("lowerdir={a}"), &file, "not a directory"),

@@ -48,8 +48,8 @@ pub struct Upper {
 }
 
 impl Upper {
-    /// Opens an upper directory and its work directory, which must exist, lie on one file system
-    /// and be used by nobody else. Clears what an earlier crash left in the work directory.
+    /// Opens an upper directory and its work directory, which must exist, lie on one file system,
+    /// neither inside the other, and be used by nobody else. Clears what an earlier crash left in the work directory.
     pub fn open(upper: &Path, work: &Path) -> Result<Upper> {
         let root = open_root(upper).map_err(|e| failed("cannot open the upper", upper, e))?;
         let outer =
@@ -69,6 +69,7 @@ impl Upper {
                 Errno::INVAL,
             ));
         }
+        check_apart(&root, upper, &outer, work)?;
         flock(&outer, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| failed("in use by another mount: the work directory", work, e))?;
         let inner = make_dir(&outer, OsStr::new("work"))
@@ -226,6 +227,43 @@ fn dress(dir: &Place, like: &Place) -> Result<(), Errno> {
     marks::set_opaque(dir)?;
     let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
     dir.utimens(Some(atime), Some(mtime))
+}
+
+/// Refuses an upper and a work directory of which one lies inside the other: the container would
+/// see and change what is under construction, or the next mount would clear the upper away.
+fn check_apart(root: &OwnedFd, upper: &Path, outer: &OwnedFd, work: &Path) -> Result<()> {
+    if is_inside(outer, root)? {
+        let action = "inside the upper, where containers would see it: the work directory";
+        return Err(failed(action, work, Errno::INVAL));
+    }
+    if is_inside(root, outer)? {
+        let action = "inside its work directory, which mounts clear: the upper";
+        return Err(failed(action, upper, Errno::INVAL));
+    }
+    Ok(())
+}
+
+/// Whether a directory is another one or lies somewhere in it. Goes up from `..` to `..`, which no
+/// symlink and no name can mislead.
+fn is_inside(dir: &OwnedFd, outer: &OwnedFd) -> Result<bool, Errno> {
+    let identity = |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    let (outer, flags) = (
+        identity(outer)?,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+    );
+    let mut at = openat(dir, ".", flags, Mode::empty())?;
+    loop {
+        let up = openat(&at, "..", flags, Mode::empty())?;
+        let here = identity(&at)?;
+        if here == outer {
+            return Ok(true);
+        }
+        // The root of all is its own parent.
+        if identity(&up)? == here {
+            return Ok(false);
+        }
+        at = up;
+    }
 }
 
 /// Makes a whiteout at a free name.
