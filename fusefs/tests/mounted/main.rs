@@ -13,6 +13,8 @@
 // Counting bytes is not what these tests spend their time on.
 #![allow(clippy::naive_bytecount)]
 
+mod bad_input;
+mod bad_marks;
 mod copy_up;
 mod data;
 mod devices;

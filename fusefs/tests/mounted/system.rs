@@ -208,7 +208,7 @@ impl Layers {
         self.dir.path().join("upper")
     }
 
-    fn work(&self) -> PathBuf {
+    pub(crate) fn work(&self) -> PathBuf {
         self.dir.path().join("work")
     }
 
@@ -260,7 +260,8 @@ impl Layers {
         }
     }
 
-    fn try_mount_overlay(
+    /// The same where the mount may fail.
+    pub(crate) fn try_mount_overlay(
         &self,
         access: Access,
         options: &[(&str, &str)],
