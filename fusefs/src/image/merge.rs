@@ -68,6 +68,7 @@ fn find_data(image: &Image, id: ImageId) -> Result<Part> {
     let mut at = Part { layer, path };
     let mut name = node.name.clone();
     let mut dirs = parts(image, node.parent, &image.node(node.parent))?.to_vec();
+    let mut targets = Targets::new();
     // Each round goes on in a lower layer, so this ends.
     loop {
         match image.layers[at.layer].data(&at.path)? {
@@ -75,9 +76,9 @@ fn find_data(image: &Image, id: ImageId) -> Result<Part> {
             Below::SamePath => {}
             Below::Sibling(other) => name = other,
             Below::Redirect(target) => {
-                let dir = target.parent().unwrap_or(Path::new(""));
-                dirs = at_path(image, at.layer + 1, dir)?;
                 target.file_name().unwrap_or_default().clone_into(&mut name);
+                let dir = target.parent().map(PathBuf::from).unwrap_or_default();
+                dirs = at_path(image, at.layer + 1, dir, &mut targets)?;
             }
         }
         at = next_file(image, &dirs, at.layer, &name)?.ok_or_else(|| Error::BadLayer {
