@@ -8,13 +8,13 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -74,18 +74,26 @@ pub(super) struct Handler {
     idmap: bool,
     /// Whether the kernel says which writes take setuid and setgid away.
     killpriv: bool,
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Handler {
     /// Serves `union` with what the kernel has, except what `without` names.
-    /// `idmap`: the mount may be idmapped, or there is none.
-    pub(super) fn new(union: Arc<Union>, without: KernelFeatures, idmap: bool) -> Self {
+    /// `idmap`: the mount may be idmapped, or there is none. `notifier` is filled before the first
+    /// request: it comes from the session of this handler.
+    pub(super) fn new(
+        union: Arc<Union>,
+        without: KernelFeatures,
+        idmap: bool,
+        notifier: Arc<OnceLock<Notifier>>,
+    ) -> Self {
         Self {
             union,
             passthrough: Passthrough::new(!without.contains(KernelFeatures::PASSTHROUGH)),
             without,
             idmap,
             killpriv: false,
+            notifier,
         }
     }
 
@@ -97,6 +105,16 @@ impl Handler {
             flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
         } else {
             !flags.contains(WriteFlags::FUSE_WRITE_CACHE) && caller(writer, 0).uid != 0
+        }
+    }
+
+    /// Makes the kernel ask for a file's attributes again. Of an open it does not expect that
+    /// they change, but a copy-up changes the ctime.
+    fn forget_attributes(&self, ino: INodeNo) {
+        // A negative offset: attributes only.
+        let told = self.notifier.get().map(|n| n.inval_inode(ino, -1, 0));
+        if let Some(Err(error)) = told {
+            tracing::debug!(%ino, %error, "the kernel was not told of a copy-up");
         }
     }
 }
@@ -292,6 +310,9 @@ impl Filesystem for Handler {
             .union
             .open(caller(req, 0), node(ino), open_flags(flags));
         answer("open", ino, reply, opened, |reply, opened| {
+            if opened.copied_up {
+                self.forget_attributes(ino);
+            }
             let id = self
                 .passthrough
                 .id_of(&opened.backing, |file| reply.open_backing(file));

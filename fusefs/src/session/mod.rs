@@ -24,7 +24,7 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{fs, io, thread};
@@ -164,9 +164,17 @@ impl Session {
         // idmapped mounts it does not tell us who they are.
         config.acl = fuser::SessionACL::All;
         let acl = config.acl;
-        let handler = Handler::new(union, options.without(), options.idmap);
+        let notifier = Arc::new(OnceLock::new());
+        let handler = Handler::new(
+            union,
+            options.without(),
+            options.idmap,
+            Arc::clone(&notifier),
+        );
         let session = fuser::Session::from_fd(handler, device.into(), acl, config)
             .map_err(|source| failed("no handshake with the kernel for", mountpoint, source))?;
+        // Empty until here, and nobody else fills it.
+        let _ = notifier.set(session.notifier());
         mount.set_read_ahead();
 
         let served = Arc::new(Served::default());

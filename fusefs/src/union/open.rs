@@ -35,6 +35,8 @@ pub struct Opened {
     /// The file has setuid or setgid bits and is open for writing: every write must pass through
     /// [`Union::write`], which clears them.
     pub writes_need_us: bool,
+    /// This open copied the file up: its ctime and blocks are others than before.
+    pub copied_up: bool,
 }
 
 impl Union {
@@ -51,7 +53,9 @@ impl Union {
             _ => return Err(Error::Invalid),
         }
         let truncate = flags.contains(OFlags::TRUNC);
+        let mut copied_up = false;
         if writes(flags) || truncate {
+            copied_up = !asked.is_complete();
             let depth = if truncate { Depth::Empty } else { Depth::Data };
             let node = self.copy_up(&asked, depth)?;
             if node.id != asked.id {
@@ -73,7 +77,10 @@ impl Union {
                 perm = place.stat()?.st_mode;
             }
             if let Some(opened) = self.opened(&asked, backing, complete, writes(flags), perm)? {
-                return Ok(opened);
+                return Ok(Opened {
+                    copied_up,
+                    ..opened
+                });
             }
         }
     }
@@ -109,6 +116,7 @@ impl Union {
             fh,
             backing,
             writes_need_us: writes && mode & 0o6000 != 0,
+            copied_up: false,
         }))
     }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::FileType;
@@ -217,5 +218,21 @@ fn opening_for_writing_without_a_write_changes_nothing_visible() {
         assert_eq!(read(m.path("dir/file")), "image");
         assert_eq!(mode(m.path("dir/file")), 0o640);
         assert_eq!(stat(m.path("dir/file")).mtime_nsec(), 123_456_789);
+    });
+}
+
+/// git reads a file again whose ctime it does not know, so the time may not change once more at
+/// the next mount.
+#[test]
+fn the_ctime_of_an_open_that_copies_up_is_seen_at_once() {
+    let ctime = |path: &Path| (stat(path).ctime(), stat(path).ctime_nsec());
+    each_system(one_file, |m| {
+        let file = m.path("dir/file");
+        let before = ctime(&file);
+        drop(File::options().append(true).open(&file).unwrap());
+        let after = ctime(&file);
+        assert!(after > before, "a copy-up changes the file");
+        m.remount();
+        assert_eq!(ctime(&m.path("dir/file")), after);
     });
 }
