@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, FileType, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::system::{Access, Layers, Mounted, System, each_lamina, each_system};
@@ -140,7 +140,7 @@ fn changes(m: &mut Mounted) {
     write(m.path("file"), "x");
     fs::rename(m.path("file"), m.path("dir/dev")).unwrap();
     is_device(m.path("other/moved"));
-    let exchange = rustix::fs::RenameFlags::EXCHANGE;
+    let exchange = RenameFlags::EXCHANGE;
     fs::create_dir(m.path("third")).unwrap();
     write(m.path("third/file"), "x");
     let (one, another) = (m.path("other/moved"), m.path("third/file"));
@@ -191,6 +191,40 @@ fn a_layer_has_them_too() {
             assert_eq!((meta.nlink(), meta.uid()), (2, 0));
         },
     );
+}
+
+#[test]
+fn rename_whiteout_leaves_one() {
+    each_lamina(image, |m| {
+        let leave = |from: &str, to: &str, flags| {
+            let flags = RenameFlags::WHITEOUT | flags;
+            rustix::fs::renameat_with(CWD, m.path(from), CWD, m.path(to), flags)
+        };
+        write(m.path("new"), "new");
+        fs::create_dir(m.path("empty")).unwrap();
+        leave("gone", "dir/moved", RenameFlags::NOREPLACE).unwrap();
+        leave("new", "dir/file", RenameFlags::empty()).unwrap();
+        leave("empty", "dir/empty", RenameFlags::empty()).unwrap();
+        leave("dir", "other", RenameFlags::empty()).unwrap();
+        assert_eq!(
+            leave("new", "other/file", RenameFlags::NOREPLACE),
+            Err(Errno::EXIST)
+        );
+        assert_eq!(
+            leave("new", "other/file", RenameFlags::EXCHANGE),
+            Err(Errno::INVAL)
+        );
+        for _ in 0..2 {
+            for name in ["gone", "new", "empty", "dir"] {
+                is_device(m.path(name));
+                assert_eq!(mode(m.path(name)), 0, "{name}");
+            }
+            assert_eq!(names(m.path("other")), ["empty", "file", "moved"]);
+            assert_eq!(fs::read(m.path("other/file")).unwrap(), b"new");
+            assert_eq!(fs::read(m.path("other/moved")).unwrap(), b"x");
+            m.remount();
+        }
+    });
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod links;
 mod listing;
 mod locks;
 mod lookup;
+mod nested;
 mod open_files;
 mod permissions;
 mod races;
