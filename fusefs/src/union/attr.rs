@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, fstatvfs};
+use rustix::fs::{OFlags, fstat, fstatvfs};
 
 use super::Union;
 use super::copy_up::Depth;
@@ -170,13 +170,25 @@ impl Union {
     fn truncate(&self, caller: Caller, place: &Place, fh: Option<Fh>, size: u64) -> Result<()> {
         let handle = fh.and_then(|fh| self.handles.get(fh));
         match handle.as_deref() {
-            Some(Handle::File(file)) if file.writable => ftruncate(&file.backing.file, size)?,
-            _ => ftruncate(place.open(OFlags::WRONLY)?, size)?,
+            Some(Handle::File(file)) if file.writable => resize(&file.backing.file, size)?,
+            _ => resize(place.open(OFlags::WRONLY)?, size)?,
         }
         if caller.uid != 0 {
             clear_set_id(place)?;
         }
         Ok(())
+    }
+}
+
+/// Changes a file's size. What was copied up for this without its data is empty already: then an
+/// error changes nothing any more, and is none.
+pub(super) fn resize(file: impl AsFd, size: u64) -> Result<()> {
+    match ftruncate(&file, size) {
+        Err(error) if size == 0 && fstat(&file)?.st_size == 0 => {
+            tracing::warn!(%error, "an empty file keeps its times");
+            Ok(())
+        }
+        other => Ok(other?),
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::Union;
-use super::attr::{clear_set_id, place_of_file};
+use super::attr::{clear_set_id, place_of_file, resize};
 use super::copy_up::Depth;
 use crate::error::{Error, Result};
 use crate::inode::{Backing, FileHandleState, Handle, Node};
@@ -69,7 +69,7 @@ impl Union {
             if writes(flags) || truncate {
                 let place = place_of_file(&backing.file)?;
                 if truncate {
-                    change::ftruncate(&backing.file, 0)?;
+                    resize(&backing.file, 0)?;
                     if caller.uid != 0 {
                         clear_set_id(&place)?;
                     }

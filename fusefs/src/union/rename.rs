@@ -226,13 +226,16 @@ impl Union {
         }
         let upper = self.writable()?;
         let empty = upper.empty_like(&Place::at(&to.dir, to.name))?;
-        upper.swap(&empty, &to.dir, to.name)?;
-        let renamed = self.rename_on_disk(from, to, true, old);
-        if renamed.is_err() {
-            upper.swap(&empty, &to.dir, to.name)?;
+        let swap = || upper.swap(&empty, &to.dir, to.name);
+        let mut replaced = swap().map_err(Error::from);
+        if replaced.is_ok() {
+            replaced = self.rename_on_disk(from, to, true, old);
+            if replaced.is_err() {
+                swap()?;
+            }
         }
         upper.discard(&empty);
-        renamed
+        replaced
     }
 
     /// Sets the marks that a thing needs at its new place, which do no harm at the old one. A
