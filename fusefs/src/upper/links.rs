@@ -31,6 +31,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Stat, fstat};
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
 use crate::error::Result;
 use crate::marks::{self, Nlink, decode_origin, encode_origin};
@@ -43,27 +44,27 @@ use crate::sys::place::Place;
 #[derive(Debug)]
 pub(crate) struct LinkIndex {
     dir: Arc<OwnedFd>,
-    /// By (device, inode number) of the image file.
-    entries: Mutex<HashMap<(u64, u64), Indexed>>,
+    entries: Mutex<Entries>,
     /// Entries of which the image file is still to be found; see [`LinkIndex::resolve`].
     unresolved: Mutex<Vec<(OsString, FileHandle)>>,
 }
 
-/// One copied-up file.
-#[derive(Debug)]
-struct Indexed {
-    /// Its name in the index.
-    name: OsString,
-    /// How many links the image's file has.
-    image_nlink: i64,
+/// The copied-up files.
+#[derive(Debug, Default)]
+struct Entries {
+    /// The name in the index, by (device, inode number) of the image file.
+    names: HashMap<(u64, u64), OsString>,
+    /// How many links the image's file has, by the name in the index.
+    image_nlink: HashMap<OsString, i64>,
 }
 
 impl LinkIndex {
     pub(super) fn open(dir: OwnedFd) -> Result<LinkIndex> {
+        let dir = Arc::new(dir);
         let unresolved = read_dir(dir.as_fd())?
             .into_iter()
             .filter_map(|entry| {
-                let handle = from_hex(&entry.name).and_then(|bytes| decode_origin(&bytes));
+                let handle = handle_of(&dir, &entry.name);
                 if handle.is_none() {
                     tracing::warn!(name = ?entry.name, "the link index holds a file of another kind");
                 }
@@ -71,7 +72,7 @@ impl LinkIndex {
             })
             .collect();
         Ok(LinkIndex {
-            dir: Arc::new(dir),
+            dir,
             entries: Mutex::default(),
             unresolved: Mutex::new(unresolved),
         })
@@ -97,15 +98,16 @@ impl LinkIndex {
 
     fn note(&self, key: (u64, u64), name: OsString, image_nlink: u64) {
         let image_nlink = i64::try_from(image_nlink).unwrap_or(i64::MAX);
-        let entry = Indexed { name, image_nlink };
-        self.entries.lock().insert(key, entry);
+        let mut entries = self.entries.lock();
+        entries.image_nlink.insert(name.clone(), image_nlink);
+        entries.names.insert(key, name);
     }
 
     /// The upper file of an image file, if it was copied up.
     pub(crate) fn get(&self, device: u64, ino: u64) -> Option<Place> {
         let entries = self.entries.lock();
-        let entry = entries.get(&(device, ino))?;
-        Some(Place::at(&self.dir, &entry.name))
+        let name = entries.names.get(&(device, ino))?;
+        Some(Place::at(&self.dir, name))
     }
 
     /// Links a complete upper file into the index; until then nothing else leads to it. It counts
@@ -117,7 +119,7 @@ impl LinkIndex {
         handle: &FileHandle,
         file: &Place,
     ) -> Result<Place, Errno> {
-        let name = to_hex(&encode_origin(handle));
+        let name = name_of(handle);
         marks::set_nlink(file, Nlink::Image(0))?;
         file.link_to(&self.dir, &name)?;
         self.note(key, name.clone(), image_nlink.into());
@@ -138,9 +140,11 @@ impl LinkIndex {
     }
 
     fn image_nlink(&self, link: &Place) -> i64 {
+        let Place::At(_, name) = link else {
+            return 0;
+        };
         let entries = self.entries.lock();
-        let entry = entries.values().find(|entry| is_entry(link, &entry.name));
-        entry.map_or(0, |entry| entry.image_nlink)
+        entries.image_nlink.get(name).copied().unwrap_or(0)
     }
 
     /// Before a step that changes the links on disk and the names in the union together.
@@ -167,7 +171,11 @@ impl LinkIndex {
         let Place::At(dir, name) = place else {
             return Ok(());
         };
-        self.entries.lock().retain(|_, entry| entry.name != *name);
+        {
+            let mut entries = self.entries.lock();
+            entries.names.retain(|_, known| known != name);
+            entries.image_nlink.remove(name);
+        }
         unlinkat(dir, name, AtFlags::empty())
     }
 
@@ -186,8 +194,9 @@ impl LinkIndex {
     pub(crate) fn places(&self) -> Vec<((u64, u64), Place)> {
         let entries = self.entries.lock();
         entries
+            .names
             .iter()
-            .map(|(key, entry)| (*key, Place::at(&self.dir, &entry.name)))
+            .map(|(key, name)| (*key, Place::at(&self.dir, name)))
             .collect()
     }
 }
@@ -196,8 +205,29 @@ fn on_disk(stat: &Stat) -> i64 {
     i64::try_from(stat.st_nlink).unwrap_or(i64::MAX)
 }
 
-fn is_entry(link: &Place, name: &OsStr) -> bool {
-    matches!(link, Place::At(_, known) if known == name)
+/// What the name of an entry begins with, if the handle is too long to be a name.
+const HASHED: &str = "sha256-";
+const NAME_MAX: usize = 255;
+
+/// The name of an entry: the origin mark's value in hexadecimal, or a hash of it.
+fn name_of(handle: &FileHandle) -> OsString {
+    let origin = encode_origin(handle);
+    let name = to_hex(&origin);
+    if name.len() <= NAME_MAX {
+        return name;
+    }
+    let mut hashed = OsString::from(HASHED);
+    hashed.push(to_hex(&Sha256::digest(&origin)));
+    hashed
+}
+
+/// The handle of an entry: by its name, or by the file's own origin mark if the name is a hash.
+fn handle_of(dir: &Arc<OwnedFd>, name: &OsStr) -> Option<FileHandle> {
+    if let Some(bytes) = from_hex(name) {
+        return decode_origin(&bytes);
+    }
+    let handle = marks::origin(&Place::at(dir, name)).ok().flatten()?;
+    (name_of(&handle) == name).then_some(handle)
 }
 
 fn to_hex(bytes: &[u8]) -> OsString {
@@ -223,6 +253,22 @@ fn from_hex(name: &OsStr) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handle_that_is_too_long_for_a_name_is_found_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Arc::new(crate::sys::beneath::open_root(temp.path()).unwrap());
+        for len in [8, 106, 107, 128] {
+            let handle = FileHandle {
+                kind: 1,
+                bytes: vec![0xab; len],
+            };
+            let name = name_of(&handle);
+            std::fs::write(temp.path().join(&name), "").unwrap();
+            marks::set_origin(&Place::at(&dir, &name), &handle).unwrap();
+            assert_eq!(handle_of(&dir, &name), Some(handle), "{len} bytes");
+        }
+    }
 
     #[test]
     fn names_are_the_handles_bytes() {
