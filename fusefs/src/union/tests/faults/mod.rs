@@ -209,3 +209,26 @@ fn an_error_at_any_change_leaves_nothing_half_done() {
     println!("{points} refused changes tried");
     assert!(points > 5_000, "only {points} refused changes");
 }
+
+/// A redirect that the file system has no room for is as between two file systems: mv(1) copies.
+/// A disk that is full says so.
+#[test]
+fn a_redirect_that_does_not_fit_is_exdev() {
+    for long in [10, 250] {
+        let refused = |count| {
+            let bed = Bed::new();
+            let dir = format!("{}/{}", "p".repeat(long), "d".repeat(6));
+            bed.lower(&format!("{dir}/file"), "");
+            let union = bed.union();
+            let parent = walk(&union, &"p".repeat(long)).node;
+            let (name, to) = (OsStr::new("dddddd"), OsStr::new("moved"));
+            let act = || union.rename(parent, name, NodeId::ROOT, to, RenameFlags::empty());
+            let (result, _) = faults::with(Fault::FailAfter(count, Errno::NOSPC), act);
+            result.map_err(|error| error.errno())
+        };
+        let results = (0..30).map(refused);
+        let refusals: Vec<_> = results.filter_map(Result::err).collect();
+        assert_eq!(refusals.contains(&Errno::XDEV), long > 200, "{refusals:?}");
+        assert!(refusals.contains(&Errno::NOSPC), "{refusals:?}");
+    }
+}
