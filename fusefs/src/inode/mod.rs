@@ -73,6 +73,9 @@ pub(crate) struct State {
     /// Keeps an upper file that lost its last known name, so that its inode number is not given
     /// to another file while the client knows this one.
     pub(crate) orphan: Option<Arc<OwnedFd>>,
+    /// Whether its name in the upper is known to be durable. It may come from a rename of ours (a
+    /// copy-up), of which a program that calls fdatasync(2) knows nothing.
+    pub(crate) name_synced: bool,
     /// Number of open handles.
     pub(crate) open: u32,
     pub(crate) backing: Weak<Backing>,

@@ -172,13 +172,20 @@ impl Union {
         })
     }
 
-    /// Makes a file durable (`datasync`: its data and what is needed to read it).
+    /// Makes a file durable (`datasync`: its data and what is needed to read it, which after a
+    /// copy-up is its name too: only fsync(2) takes a rename along).
     pub fn fsync(&self, fh: Fh, datasync: bool) -> Result<()> {
-        self.with_file(fh, |file| match (file.writable, datasync) {
-            // The image is on disk since it was committed.
-            (false, _) => Ok(()),
-            (true, true) => Ok(change::fdatasync(&file.backing.file)?),
-            (true, false) => Ok(change::fsync(&file.backing.file)?),
+        self.with_file(fh, |file| {
+            if !file.writable {
+                // The image is on disk since it was committed.
+                return Ok(());
+            }
+            if datasync && file.node.state.lock().name_synced {
+                return Ok(change::fdatasync(&file.backing.file)?);
+            }
+            change::fsync(&file.backing.file)?;
+            file.node.state.lock().name_synced = true;
+            Ok(())
         })
     }
 

@@ -463,6 +463,31 @@ fn a_removed_file_that_only_the_image_has_counts_no_link() {
     union.release(opened.fh);
 }
 
+/// fdatasync(2) on the host takes no rename along.
+#[test]
+fn the_first_fdatasync_after_a_rename_of_ours_takes_the_name_along() {
+    let bed = Bed::new();
+    bed.lower("copied", "image").lower("replaced", "image");
+    let union = bed.union();
+    let name_synced = |path: &str| {
+        let node = union.node(walk(&union, path).node).unwrap();
+        node.state.lock().name_synced
+    };
+    write(&union, "copied", "I");
+    let name = OsStr::new("replaced");
+    union.unlink(NodeId::ROOT, name).unwrap();
+    let flags = OFlags::RDWR;
+    let (_, opened) = (union.create(ROOT, NodeId::ROOT, name, 0o600, flags)).unwrap();
+    union.release(opened.fh);
+    for path in ["copied", "replaced"] {
+        assert!(!name_synced(path), "{path}");
+        let opened = union.open(ROOT, walk(&union, path).node, flags).unwrap();
+        union.fsync(opened.fh, true).unwrap();
+        union.release(opened.fh);
+        assert!(name_synced(path), "{path}");
+    }
+}
+
 #[test]
 fn the_index_forgets_a_file_whose_names_are_all_removed() {
     let bed = linked_bed();
