@@ -334,8 +334,10 @@ fn renames_of_directories() -> Vec<Scene> {
     ]
 }
 
-/// How a name of a file with several is known.
-fn links() -> [(&'static str, fn(&Union)); 3] {
+/// How a name of a file with several is known, and what makes it so.
+type Known = (&'static str, fn(&Union));
+
+fn links() -> [Known; 3] {
     [
         ("image alone", nothing),
         ("upper", |u| chmod(u, "d/c", 0o640).unwrap()),
@@ -361,7 +363,7 @@ fn hard_links() -> Vec<Scene> {
         add("unlink of a link", |u| unlink(u, "d/c"));
     }
     for (at, known) in [links()[1], links()[2]] {
-        all.push(scene(format!("seal (known by: {at})"), known, |u| u.seal()));
+        all.push(scene(format!("seal (known by: {at})"), known, Union::seal));
     }
     all.push(scene("rename onto a link of the same file", nothing, |u| {
         rename(u, "d/c", "b")
@@ -382,7 +384,7 @@ fn hard_links() -> Vec<Scene> {
             link(u, "a", "e/new").unwrap();
             rename(u, "d", "moved").unwrap();
         },
-        |u| u.seal(),
+        Union::seal,
     ));
     all
 }
