@@ -66,6 +66,10 @@ impl Union {
         loop {
             let (backing, complete) = self.backing(&asked, writes(flags) || truncate)?;
             let mut perm = 0;
+            if writes(flags) && flags.contains(OFlags::DSYNC) {
+                // With passthrough the kernel makes each write durable without asking us.
+                sync_name(&asked, &backing)?;
+            }
             if writes(flags) || truncate {
                 let place = place_of_file(&backing.file)?;
                 if truncate {
@@ -180,12 +184,11 @@ impl Union {
                 // The image is on disk since it was committed.
                 return Ok(());
             }
-            if datasync && file.node.state.lock().name_synced {
+            if datasync {
+                sync_name(&file.node, &file.backing)?;
                 return Ok(change::fdatasync(&file.backing.file)?);
             }
-            change::fsync(&file.backing.file)?;
-            file.node.state.lock().name_synced = true;
-            Ok(())
+            Ok(change::fsync(&file.backing.file)?)
         })
     }
 
@@ -305,6 +308,15 @@ fn open_upper(place: &Place, writes: bool) -> Result<std::fs::File> {
 
 fn is_writable(backing: &Backing) -> Result<bool> {
     Ok(writes(rustix::fs::fcntl_getfl(&backing.file)?))
+}
+
+/// Makes the name of an upper file durable, once.
+fn sync_name(node: &Node, backing: &Backing) -> Result<()> {
+    if !node.state.lock().name_synced {
+        change::fsync(&backing.file)?;
+        node.state.lock().name_synced = true;
+    }
+    Ok(())
 }
 
 /// Clears setuid and setgid before a change by a caller without privilege: the system call is

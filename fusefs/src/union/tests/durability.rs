@@ -20,6 +20,7 @@ fn a_removed_file_that_only_the_image_has_counts_no_link() {
 fn the_first_fdatasync_after_a_rename_of_ours_takes_the_name_along() {
     let bed = Bed::new();
     bed.lower("copied", "image").lower("replaced", "image");
+    bed.lower("synchronous", "image");
     let union = bed.union();
     let name_synced = |path: &str| {
         let node = union.node(walk(&union, path).node).unwrap();
@@ -31,6 +32,13 @@ fn the_first_fdatasync_after_a_rename_of_ours_takes_the_name_along() {
     let flags = OFlags::RDWR;
     let (_, opened) = (union.create(ROOT, NodeId::ROOT, name, 0o600, flags)).unwrap();
     union.release(opened.fh);
+    let opened = union.open(
+        ROOT,
+        walk(&union, "synchronous").node,
+        flags | OFlags::DSYNC,
+    );
+    union.release(opened.unwrap().fh);
+    assert!(name_synced("synchronous"));
     for path in ["copied", "replaced"] {
         assert!(!name_synced(path), "{path}");
         let opened = union.open(ROOT, walk(&union, path).node, flags).unwrap();

@@ -124,6 +124,9 @@ fn changes_of_files() -> Vec<Scene> {
         scene("open for writing", nothing, move |u| {
             open(u, "d/sub/deep", write)
         }),
+        scene("synchronous open for writing", nothing, move |u| {
+            open(u, "d/sub/deep", write | OFlags::DSYNC)
+        }),
         scene("truncating open", nothing, move |u| {
             open(u, "d/sub/deep", write | OFlags::TRUNC)
         }),
