@@ -95,13 +95,52 @@ fn a_rename_that_cannot_leave_a_device_is_taken_back() {
     }
 }
 
+fn make(union: &Union, name: &str) -> NodeId {
+    let mode = FileType::CharacterDevice.as_raw_mode() | 0o600;
+    let made = union.mknod(ROOT, NodeId::ROOT, OsStr::new(name), mode, 0);
+    made.unwrap().node
+}
+
+#[test]
+fn names_that_the_seal_adds_are_devices_too() {
+    let (below, above) = (Bed::new(), Bed::new());
+    {
+        let union = below.union();
+        let device = make(&union, "a");
+        let dir = union.mkdir(ROOT, NodeId::ROOT, OsStr::new("d"), 0o755);
+        union
+            .link(device, dir.unwrap().node, OsStr::new("b"))
+            .unwrap();
+        union.seal().unwrap();
+    }
+    {
+        let upper = Upper::open(&above.path("upper"), &above.path("work")).unwrap();
+        let image = Bed::image_of(&[below.path("upper")]);
+        let union = Union::new(image, Some(upper)).unwrap();
+        let change = SetAttr {
+            mode: Some(0o640),
+            ..SetAttr::default()
+        };
+        let device = walk(&union, "a").node;
+        union.setattr(ROOT, device, None, &change).unwrap();
+        union.seal().unwrap();
+    }
+    // As `Commit` does; the index has a link there.
+    fs::remove_dir_all(above.path("work")).unwrap();
+    let image = Bed::image_of(&[above.path("upper"), below.path("upper")]);
+    let union = Union::new(image, None).unwrap();
+    for name in ["a", "d/b"] {
+        let attr = walk(&union, name).attr;
+        let seen = (attr.kind, attr.rdev, attr.perm, attr.nlink);
+        assert_eq!(seen, (FileKind::CharDevice, 0, 0o640, 2), "{name}");
+    }
+}
+
 #[test]
 fn nobody_opens_the_file_behind_a_device() {
     let bed = bed();
     let union = bed.union();
-    let mode = FileType::CharacterDevice.as_raw_mode() | 0o600;
-    let made = union.mknod(ROOT, NodeId::ROOT, OsStr::new("dev"), mode, 0);
-    let node = made.unwrap().node;
+    let node = make(&union, "dev");
     for flags in [OFlags::RDONLY, OFlags::RDWR, OFlags::RDWR | OFlags::TRUNC] {
         let refused = union.open(ROOT, node, flags).unwrap_err();
         assert!(matches!(refused, Error::Invalid), "{refused}");
