@@ -1,4 +1,6 @@
-//! How results of the union become replies, and its errors errnos.
+//! How results of the union become replies, its errors errnos, and its panics EIO.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fuser::{
     Errno, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
@@ -49,23 +51,57 @@ refuse!(
     ReplyXattr
 );
 
-/// Answers with the result, or with its errno.
+/// Does the work and answers with its result, or with its errno.
 pub(super) fn answer<R: Refuse, T>(
     operation: &'static str,
     ino: INodeNo,
     reply: R,
-    result: Result<T>,
+    work: impl FnOnce() -> Result<T>,
     accept: impl FnOnce(R, T),
 ) {
-    match result {
+    survive(operation, ino, || match work() {
         Ok(value) => accept(reply, value),
         Err(error) => reply.refuse(errno(operation, ino, &error)),
-    }
+    });
 }
 
-/// Answers an operation that has nothing to tell but success.
-pub(super) fn done(operation: &'static str, ino: INodeNo, reply: ReplyEmpty, result: Result<()>) {
-    answer(operation, ino, reply, result, |reply, ()| reply.ok());
+/// The same for work that fills the reply as it goes.
+pub(super) fn fill<R: Refuse>(
+    operation: &'static str,
+    ino: INodeNo,
+    mut reply: R,
+    work: impl FnOnce(&mut R) -> Result<()>,
+    accept: impl FnOnce(R),
+) {
+    survive(operation, ino, || match work(&mut reply) {
+        Ok(()) => accept(reply),
+        Err(error) => reply.refuse(errno(operation, ino, &error)),
+    });
+}
+
+/// The same for an operation that has nothing to tell but success.
+pub(super) fn done(
+    operation: &'static str,
+    ino: INodeNo,
+    reply: ReplyEmpty,
+    work: impl FnOnce() -> Result<()>,
+) {
+    answer(operation, ino, reply, work, |reply, ()| reply.ok());
+}
+
+/// Does something that may be a bug's victim: a panic costs this one request (fuser answers a reply
+/// that is dropped with EIO), not the thread that serves it. Without the last thread every program
+/// that touches the mount would hang for ever.
+pub(super) fn survive(operation: &'static str, ino: INodeNo, work: impl FnOnce()) {
+    // No lock of the union is poisoned, and none guards an invariant over more than one step
+    // that a crash could not cut off as well.
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        tracing::error!(
+            operation,
+            node = ino.0,
+            "panicked: a bug, answered with EIO"
+        );
+    }
 }
 
 /// The errno of an error; what nobody should ever see is logged too.

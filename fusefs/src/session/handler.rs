@@ -21,7 +21,7 @@ use fuser::{
 use rustix::fs::{FallocateFlags, OFlags, XattrFlags};
 
 use super::answer::{
-    NO_GENERATION, answer, done, generation, reply_count, reply_entry, reply_sized,
+    NO_GENERATION, answer, done, fill, generation, reply_count, reply_entry, reply_sized, survive,
 };
 use super::convert::{
     FOREVER, attr_ttl, caller, dot_attr, entry_attr, entry_attr_ttl, file_attr, file_type,
@@ -143,7 +143,7 @@ impl Filesystem for Handler {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.union.lookup(node(parent), name);
+        let found = || self.union.lookup(node(parent), name);
         answer("lookup", parent, reply, found, |reply, found| match found {
             Some(entry) => reply_entry(reply, &entry),
             None => reply.entry(&FOREVER, &no_entry(), NO_GENERATION),
@@ -151,11 +151,11 @@ impl Filesystem for Handler {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
-        self.union.forget(node(ino), nlookup);
+        survive("forget", ino, || self.union.forget(node(ino), nlookup));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let attr = self.union.getattr(node(ino), fh.map(handle));
+        let attr = || self.union.getattr(node(ino), fh.map(handle));
         answer("getattr", ino, reply, attr, |reply, attr| {
             reply.attr(&attr_ttl(&attr), &file_attr(&attr));
         });
@@ -189,16 +189,17 @@ impl Filesystem for Handler {
             atime,
             mtime,
         };
-        let attr = self
-            .union
-            .setattr(caller(req, 0), node(ino), fh.map(handle), &change);
+        let attr = || {
+            self.union
+                .setattr(caller(req, 0), node(ino), fh.map(handle), &change)
+        };
         answer("setattr", ino, reply, attr, |reply, attr| {
             reply.attr(&attr_ttl(&attr), &file_attr(&attr));
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let target = self.union.readlink(node(ino));
+        let target = || self.union.readlink(node(ino));
         answer("readlink", ino, reply, target, |reply, target| {
             reply.data(target.as_bytes());
         });
@@ -215,7 +216,7 @@ impl Filesystem for Handler {
         reply: ReplyEntry,
     ) {
         let (who, rdev) = (caller(req, umask), rdev_from_wire(rdev));
-        let made = self.union.mknod(who, node(parent), name, mode, rdev);
+        let made = || self.union.mknod(who, node(parent), name, mode, rdev);
         answer("mknod", parent, reply, made, |reply, entry| {
             reply_entry(reply, &entry);
         });
@@ -230,25 +231,25 @@ impl Filesystem for Handler {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self
-            .union
-            .mkdir(caller(req, umask), node(parent), name, mode & 0o7777);
+        let made = || {
+            self.union
+                .mkdir(caller(req, umask), node(parent), name, mode & 0o7777)
+        };
         answer("mkdir", parent, reply, made, |reply, entry| {
             reply_entry(reply, &entry);
         });
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(
-            "unlink",
-            parent,
-            reply,
-            self.union.unlink(node(parent), name),
-        );
+        done("unlink", parent, reply, || {
+            self.union.unlink(node(parent), name)
+        });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done("rmdir", parent, reply, self.union.rmdir(node(parent), name));
+        done("rmdir", parent, reply, || {
+            self.union.rmdir(node(parent), name)
+        });
     }
 
     fn symlink(
@@ -260,9 +261,10 @@ impl Filesystem for Handler {
         reply: ReplyEntry,
     ) {
         let who = caller(req, 0);
-        let made = self
-            .union
-            .symlink(who, node(parent), link_name, target.as_os_str());
+        let made = || {
+            self.union
+                .symlink(who, node(parent), link_name, target.as_os_str())
+        };
         answer("symlink", parent, reply, made, |reply, entry| {
             reply_entry(reply, &entry);
         });
@@ -281,12 +283,15 @@ impl Filesystem for Handler {
         let mut flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         let whiteout = rustix::fs::RenameFlags::WHITEOUT;
         let (from, to) = (node(parent), node(newparent));
-        let renamed = if flags.contains(whiteout) {
-            flags.remove(whiteout);
-            let who = caller(req, 0);
-            (self.union).rename_leaving_device(who, from, name, to, newname, flags)
-        } else {
-            self.union.rename(from, name, to, newname, flags)
+        let leaves_device = flags.contains(whiteout);
+        flags.remove(whiteout);
+        let renamed = || {
+            if leaves_device {
+                let who = caller(req, 0);
+                (self.union).rename_leaving_device(who, from, name, to, newname, flags)
+            } else {
+                self.union.rename(from, name, to, newname, flags)
+            }
         };
         done("rename", parent, reply, renamed);
     }
@@ -299,16 +304,17 @@ impl Filesystem for Handler {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let linked = self.union.link(node(ino), node(newparent), newname);
+        let linked = || self.union.link(node(ino), node(newparent), newname);
         answer("link", ino, reply, linked, |reply, entry| {
             reply_entry(reply, &entry);
         });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self
-            .union
-            .open(caller(req, 0), node(ino), open_flags(flags));
+        let opened = || {
+            self.union
+                .open(caller(req, 0), node(ino), open_flags(flags))
+        };
         answer("open", ino, reply, opened, |reply, opened| {
             if opened.copied_up {
                 self.forget_attributes(ino);
@@ -338,9 +344,10 @@ impl Filesystem for Handler {
             caller(req, umask),
             OFlags::from_bits_retain(flags.cast_unsigned()),
         );
-        let created = self
-            .union
-            .create(who, node(parent), name, mode & 0o7777, flags);
+        let created = || {
+            self.union
+                .create(who, node(parent), name, mode & 0o7777, flags)
+        };
         answer(
             "create",
             parent,
@@ -374,10 +381,14 @@ impl Filesystem for Handler {
         reply: ReplyData,
     ) {
         with_buffer(size as usize, |buffer| {
-            let read = self.union.read(handle(fh), offset, buffer);
-            answer("read", ino, reply, read, |reply, count| {
-                reply.data(&buffer[..count]);
-            });
+            let read = |buffer: &mut [u8]| self.union.read(handle(fh), offset, buffer);
+            answer(
+                "read",
+                ino,
+                reply,
+                move || read(buffer).map(|count| &buffer[..count]),
+                ReplyData::data,
+            );
         });
     }
 
@@ -394,7 +405,7 @@ impl Filesystem for Handler {
         reply: ReplyWrite,
     ) {
         let kill_suidgid = self.takes_set_id_away(req, write_flags);
-        let written = self.union.write(handle(fh), offset, data, kill_suidgid);
+        let written = || self.union.write(handle(fh), offset, data, kill_suidgid);
         answer("write", ino, reply, written, reply_count);
     }
 
@@ -406,23 +417,27 @@ impl Filesystem for Handler {
     fn release(
         &self,
         _: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.union.release(handle(fh));
-        reply.ok();
+        done("release", ino, reply, || {
+            self.union.release(handle(fh));
+            Ok(())
+        });
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        done("fsync", ino, reply, self.union.fsync(handle(fh), datasync));
+        done("fsync", ino, reply, || {
+            self.union.fsync(handle(fh), datasync)
+        });
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.union.opendir(node(ino));
+        let opened = || self.union.opendir(node(ino));
         answer("opendir", ino, reply, opened, |reply, fh| {
             // The kernel drops what it remembers of a directory when it changes a name in it,
             // and nobody else does.
@@ -437,17 +452,24 @@ impl Filesystem for Handler {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let listed = self.union.readdir(handle(fh), offset, &mut |entry| {
-            !reply.add(
-                INodeNo(entry.ino.0),
-                entry.next_offset,
-                file_type(entry.kind),
-                &entry.name,
-            )
-        });
-        answer("readdir", ino, reply, listed, |reply, ()| reply.ok());
+        fill(
+            "readdir",
+            ino,
+            reply,
+            |reply| {
+                self.union.readdir(handle(fh), offset, &mut |entry| {
+                    !reply.add(
+                        INodeNo(entry.ino.0),
+                        entry.next_offset,
+                        file_type(entry.kind),
+                        &entry.name,
+                    )
+                })
+            },
+            ReplyDirectory::ok,
+        );
     }
 
     /// An entry whose node is not its `st_ino` would be listed with a wrong `d_ino`, because fuser
@@ -461,51 +483,61 @@ impl Filesystem for Handler {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
         let mut is_first = true;
-        let listed = self
-            .union
-            .readdirplus(handle(fh), offset, &mut |listed, entry| {
-                let is_dot = listed.name == "." || listed.name == "..";
-                let is_broken = entry.is_none() && !is_dot;
-                if (is_broken || entry.is_some_and(has_own_node)) && !is_first {
-                    return false;
-                }
-                if is_broken {
-                    return true;
-                }
-                is_first = false;
-                let (ttl, attr, generation) = match entry {
-                    Some(entry) => (entry_attr_ttl(entry), entry_attr(entry), generation(entry)),
-                    None => (
-                        Duration::ZERO,
-                        dot_attr(listed.ino, listed.kind),
-                        NO_GENERATION,
-                    ),
-                };
-                !reply.add(
-                    attr.ino,
-                    listed.next_offset,
-                    &listed.name,
-                    &ttl,
-                    &attr,
-                    generation,
-                )
-            });
-        answer("readdirplus", ino, reply, listed, |reply, ()| reply.ok());
+        fill(
+            "readdirplus",
+            ino,
+            reply,
+            |reply| {
+                self.union
+                    .readdirplus(handle(fh), offset, &mut |listed, entry| {
+                        let is_dot = listed.name == "." || listed.name == "..";
+                        let is_broken = entry.is_none() && !is_dot;
+                        if (is_broken || entry.is_some_and(has_own_node)) && !is_first {
+                            return false;
+                        }
+                        if is_broken {
+                            return true;
+                        }
+                        is_first = false;
+                        let (ttl, attr, generation) = match entry {
+                            Some(entry) => {
+                                (entry_attr_ttl(entry), entry_attr(entry), generation(entry))
+                            }
+                            None => (
+                                Duration::ZERO,
+                                dot_attr(listed.ino, listed.kind),
+                                NO_GENERATION,
+                            ),
+                        };
+                        !reply.add(
+                            attr.ino,
+                            listed.next_offset,
+                            &listed.name,
+                            &ttl,
+                            &attr,
+                            generation,
+                        )
+                    })
+            },
+            ReplyDirectoryPlus::ok,
+        );
     }
 
     fn releasedir(
         &self,
         _: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.union.releasedir(handle(fh));
-        reply.ok();
+        done("releasedir", ino, reply, || {
+            self.union.releasedir(handle(fh));
+            Ok(())
+        });
     }
 
     fn fsyncdir(
@@ -516,22 +548,25 @@ impl Filesystem for Handler {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        done(
-            "fsyncdir",
-            ino,
-            reply,
-            self.union.fsyncdir(handle(fh), datasync),
-        );
+        done("fsyncdir", ino, reply, || {
+            self.union.fsyncdir(handle(fh), datasync)
+        });
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        answer("statfs", ino, reply, self.union.statfs(), |reply, fs| {
-            let (files, free) = (fs.files, fs.ffree);
-            let (size, name, fragment) = (fs.bsize, fs.namelen, fs.frsize);
-            reply.statfs(
-                fs.blocks, fs.bfree, fs.bavail, files, free, size, name, fragment,
-            );
-        });
+        answer(
+            "statfs",
+            ino,
+            reply,
+            || self.union.statfs(),
+            |reply, fs| {
+                let (files, free) = (fs.files, fs.ffree);
+                let (size, name, fragment) = (fs.bsize, fs.namelen, fs.frsize);
+                reply.statfs(
+                    fs.blocks, fs.bfree, fs.bavail, files, free, size, name, fragment,
+                );
+            },
+        );
     }
 
     fn setxattr(
@@ -545,35 +580,29 @@ impl Filesystem for Handler {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
-        done(
-            "setxattr",
-            ino,
-            reply,
-            self.union.setxattr(node(ino), name, value, flags),
-        );
+        done("setxattr", ino, reply, || {
+            self.union.setxattr(node(ino), name, value, flags)
+        });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self.union.getxattr(node(ino), name);
+        let value = || self.union.getxattr(node(ino), name);
         answer("getxattr", ino, reply, value, |reply, value| {
             reply_sized(reply, &value, size);
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = self.union.listxattr(node(ino));
+        let names = || self.union.listxattr(node(ino));
         answer("listxattr", ino, reply, names, |reply, names| {
             reply_sized(reply, &names, size);
         });
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(
-            "removexattr",
-            ino,
-            reply,
-            self.union.removexattr(node(ino), name),
-        );
+        done("removexattr", ino, reply, || {
+            self.union.removexattr(node(ino), name)
+        });
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
@@ -620,13 +649,10 @@ impl Filesystem for Handler {
         reply: ReplyEmpty,
     ) {
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
-        done(
-            "fallocate",
-            ino,
-            reply,
+        done("fallocate", ino, reply, || {
             self.union
-                .fallocate(caller(req, 0), handle(fh), mode, offset, length),
-        );
+                .fallocate(caller(req, 0), handle(fh), mode, offset, length)
+        });
     }
 
     fn lseek(
@@ -638,8 +664,10 @@ impl Filesystem for Handler {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let found = seek_target(offset, whence)
-            .and_then(|(offset, whence)| self.union.seek(handle(fh), offset, whence));
+        let found = || {
+            seek_target(offset, whence)
+                .and_then(|(offset, whence)| self.union.seek(handle(fh), offset, whence))
+        };
         answer("lseek", ino, reply, found, |reply, offset| {
             reply.offset(i64::try_from(offset).unwrap_or(i64::MAX));
         });
@@ -661,7 +689,7 @@ impl Filesystem for Handler {
         // The answer has 32 bits; the caller repeats the call for the rest.
         let (fh_in, fh_out, len) = (handle(fh_in), handle(fh_out), len.min(1 << 30));
         let (from, to) = ((fh_in, offset_in), (fh_out, offset_out));
-        let copied = self.union.copy_file_range(caller(req, 0), from, to, len);
+        let copied = || self.union.copy_file_range(caller(req, 0), from, to, len);
         answer("copy_file_range", ino_in, reply, copied, reply_count);
     }
 }

@@ -18,6 +18,7 @@ mod bad_marks;
 mod copy_up;
 mod data;
 mod devices;
+mod faults;
 mod handles;
 mod identity;
 mod idmap;
