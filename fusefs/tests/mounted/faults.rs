@@ -66,6 +66,10 @@ impl Layer for Buggy {
         self.0.xattr_names(path)
     }
 
+    fn data(&self, path: &Path) -> Result<Below> {
+        self.0.data(path)
+    }
+
     fn open(&self, path: &Path) -> Result<File> {
         Buggy::meet(path);
         self.0.open(path)
