@@ -58,7 +58,8 @@ impl Union {
         }
         let _names = self.names.read();
         let place = self.upper_place(&node)?;
-        if change.uid.is_some() || change.gid.is_some() {
+        let names_no_owner = *change == SetAttr::default() && is_owner_or_root(caller, &place)?;
+        if change.uid.is_some() || change.gid.is_some() || names_no_owner {
             place.chown(change.uid, change.gid)?;
         }
         if let Some(size) = change.size {
@@ -190,6 +191,15 @@ pub(super) fn resize(file: impl AsFd, size: u64) -> Result<()> {
         }
         other => Ok(other?),
     }
+}
+
+/// Whether a caller may give a file another mode.
+///
+/// chown(2) that names no owner clears setuid and setgid as any other, and arrives as a change of
+/// nothing. The kernel lets it pass for everybody: it checks who may change the mode only if there
+/// is a mode in the change.
+fn is_owner_or_root(caller: Caller, place: &Place) -> Result<bool> {
+    Ok(caller.uid == 0 || place.stat()?.st_uid == caller.uid)
 }
 
 /// Clears setuid, and setgid of a group-executable file, as a write by another user does

@@ -230,6 +230,18 @@ fn a_write_by_root_keeps_setuid_and_chown_does_not() {
 }
 
 #[test]
+fn a_chown_that_names_no_owner_takes_setuid_away_too() {
+    each_system(setuid_files, |m| {
+        // A stranger must not be able to do so. (overlayfs refuses, Lamina does nothing.)
+        sh_as_user(m.path(""), "chown : chown");
+        assert_eq!(mode(m.path("chown")), 0o6777);
+        std::os::unix::fs::chown(m.path("chown"), None, None).unwrap();
+        assert_eq!(mode(m.path("chown")), 0o777);
+        assert_eq!(mode(m.layers.bottom("chown")), 0o6777);
+    });
+}
+
+#[test]
 fn a_write_takes_capabilities_away() {
     // vfs_cap_data, revision 2, cap_net_raw permitted and effective.
     let capability = [
