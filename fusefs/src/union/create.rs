@@ -91,12 +91,16 @@ impl Union {
         Ok(entry)
     }
 
-    /// Makes a hard link.
+    /// Makes a hard link. [`Error::HandedOver`] (ESTALE): look the file up again, so that its old
+    /// name leads to the new node too.
     pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
         check_name(name)?;
         let asked = self.node(node)?;
         let parent = self.dir_node(parent)?;
         let node = self.copy_up(&asked.current(), Depth::Attributes)?;
+        if node.id != asked.id {
+            return Err(Error::HandedOver);
+        }
         if node.is_dir() {
             return Err(Error::NotPermitted);
         }

@@ -45,6 +45,24 @@ fn a_new_link_to_an_image_file() {
 }
 
 #[test]
+fn a_new_link_to_an_open_image_file_is_known_at_both_names() {
+    each_system(
+        |layers| write(layers.bottom("one"), "1"),
+        |m| {
+            let reader = fs::File::open(m.path("one")).unwrap();
+            fs::hard_link(m.path("one"), m.path("two")).unwrap();
+            assert_eq!(stat(m.path("one")).nlink(), 2);
+            append(m.path("two"), "2");
+            assert_eq!(
+                (stat(m.path("one")).len(), &*read(m.path("one"))),
+                (2, "12")
+            );
+            drop(reader);
+        },
+    );
+}
+
+#[test]
 fn links_in_the_image_stay_links_after_copy_up() {
     each_system(
         |layers| {
