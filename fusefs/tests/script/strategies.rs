@@ -16,10 +16,10 @@ use super::paths::{Path, ROOT, depth, paths};
 const LAYERS: RangeInclusive<usize> = 0..=4;
 
 /// How many entries are tried for one layer.
-const ENTRIES: RangeInclusive<usize> = 0..=14;
+const ENTRIES: RangeInclusive<usize> = 0..=12;
 
 /// How many files may be kept open.
-const SLOTS: u8 = 3;
+const SLOTS: u8 = 2;
 
 /// A script with up to this number of operations, of all kinds.
 pub(crate) fn script(ops: RangeInclusive<usize>) -> impl Strategy<Value = Script> {
@@ -37,7 +37,7 @@ pub(crate) fn layer() -> impl Strategy<Value = Layer> {
         let opaque = false;
         (ROOT, Entry::Dir { opaque, meta })
     });
-    let entries = vec((path(), entry()), ENTRIES);
+    let entries = vec(placed_entry(), ENTRIES);
     (option::weighted(0.1, root), entries).prop_map(|(root, entries)| {
         let mut layer = Layer::from_iter(root);
         layer.extend(entries);
@@ -45,16 +45,32 @@ pub(crate) fn layer() -> impl Strategy<Value = Layer> {
     })
 }
 
-fn entry() -> impl Strategy<Value = Entry> {
+/// An entry with its path: files and directories mostly where they are looked for.
+fn placed_entry() -> impl Strategy<Value = (Path, Entry)> {
     prop_oneof![
-        6 => (content(), meta()).prop_map(|(content, meta)| Entry::File { content, meta }),
-        6 => (prop::bool::weighted(0.2), meta())
-            .prop_map(|(opaque, meta)| Entry::Dir { opaque, meta }),
-        3 => path().prop_map(|to| Entry::HardLink { to }),
+        4 => (file_path(), file()),
+        4 => (dir_path(), dir()),
+        2 => (file_path(), file_path().prop_map(|to| Entry::HardLink { to })),
+        3 => (path(), other_entry()),
+    ]
+}
+
+fn file() -> impl Strategy<Value = Entry> {
+    (content(), meta()).prop_map(|(content, meta)| Entry::File { content, meta })
+}
+
+fn dir() -> impl Strategy<Value = Entry> {
+    (prop::bool::weighted(0.2), meta()).prop_map(|(opaque, meta)| Entry::Dir { opaque, meta })
+}
+
+fn other_entry() -> impl Strategy<Value = Entry> {
+    prop_oneof![
         3 => Just(Entry::Whiteout),
         2 => (target(), meta()).prop_map(|(target, meta)| Entry::Symlink { target, meta }),
         1 => meta().prop_map(|meta| Entry::Fifo { meta }),
         1 => (device(), meta()).prop_map(|(device, meta)| Entry::Node { device, meta }),
+        1 => file(),
+        1 => dir(),
     ]
 }
 
@@ -65,7 +81,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         20 => data_op(),
         15 => attribute_op(),
         10 => look_op(),
-        10 => held_op(),
+        20 => held_op(),
         2 => mount_op(),
         1 => user_op(),
     ]
@@ -74,16 +90,20 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
 /// Names that come and go.
 pub(crate) fn name_op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => (path(), any::<bool>(), mode())
+        8 => (file_path(), any::<bool>(), mode())
             .prop_map(|(path, exclusive, mode)| Op::Create { path, exclusive, mode }),
-        4 => (path(), mode()).prop_map(|(path, mode)| Op::Mkdir { path, mode }),
+        5 => (dir_path(), mode()).prop_map(|(path, mode)| Op::Mkdir { path, mode }),
         1 => (path(), special(), mode())
             .prop_map(|(path, kind, mode)| Op::Mknod { path, kind, mode }),
         2 => (path(), target()).prop_map(|(path, target)| Op::Symlink { path, target }),
-        3 => (path(), path()).prop_map(|(from, to)| Op::Link { from, to }),
-        6 => path().prop_map(|path| Op::Unlink { path }),
-        4 => path().prop_map(|path| Op::Rmdir { path }),
-        10 => (path(), path(), rename())
+        3 => (file_path(), file_path()).prop_map(|(from, to)| Op::Link { from, to }),
+        6 => file_path().prop_map(|path| Op::Unlink { path }),
+        4 => dir_path().prop_map(|path| Op::Rmdir { path }),
+        4 => (file_path(), file_path(), rename())
+            .prop_map(|(from, to, how)| Op::Rename { from, to, how }),
+        4 => (dir_path(), dir_path(), rename())
+            .prop_map(|(from, to, how)| Op::Rename { from, to, how }),
+        2 => (path(), path(), rename())
             .prop_map(|(from, to, how)| Op::Rename { from, to, how }),
     ]
 }
@@ -91,13 +111,13 @@ pub(crate) fn name_op() -> impl Strategy<Value = Op> {
 /// Bytes that change.
 pub(crate) fn data_op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => (path(), offset(), len(), any::<u8>())
+        4 => (file_path(), offset(), len(), any::<u8>())
             .prop_map(|(path, at, len, byte)| Op::Write { path, at, len, byte }),
-        3 => (path(), len(), any::<u8>())
+        3 => (file_path(), len(), any::<u8>())
             .prop_map(|(path, len, byte)| Op::Append { path, len, byte }),
-        2 => (path(), offset()).prop_map(|(path, size)| Op::Truncate { path, size }),
-        1 => path().prop_map(|path| Op::OpenTruncate { path }),
-        2 => (path(), allocate(), offset(), offset())
+        2 => (file_path(), offset()).prop_map(|(path, size)| Op::Truncate { path, size }),
+        1 => file_path().prop_map(|path| Op::OpenTruncate { path }),
+        2 => (file_path(), allocate(), offset(), offset())
             .prop_map(|(path, how, at, len)| Op::Fallocate { path, how, at, len }),
     ]
 }
@@ -120,8 +140,8 @@ pub(crate) fn attribute_op() -> impl Strategy<Value = Op> {
 pub(crate) fn look_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         any_path().prop_map(|path| Op::Stat { path }),
-        any_path().prop_map(|path| Op::Read { path }),
-        any_path().prop_map(|path| Op::ReadDir { path }),
+        file_path().prop_map(|path| Op::Read { path }),
+        prop_oneof![4 => dir_path(), 1 => Just(ROOT)].prop_map(|path| Op::ReadDir { path }),
         any_path().prop_map(|path| Op::ReadXattrs { path }),
     ]
 }
@@ -129,9 +149,9 @@ pub(crate) fn look_op() -> impl Strategy<Value = Op> {
 /// What is open for a while.
 pub(crate) fn held_op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        2 => (0..SLOTS, any_path(), access())
+        1 => (0..SLOTS, prop_oneof![4 => file_path(), 1 => any_path()], access())
             .prop_map(|(slot, path, access)| Op::Open { slot, path, access }),
-        3 => (0..SLOTS, act()).prop_map(|(slot, act)| Op::Held { slot, act }),
+        1 => (0..SLOTS, act()).prop_map(|(slot, act)| Op::Held { slot, act }),
     ]
 }
 
@@ -145,6 +165,16 @@ pub(crate) fn user_op() -> impl Strategy<Value = Op> {
     // Back to root more often than away: most of what a user without privilege tries is refused.
     prop_oneof![2 => Just(User::Root), 1 => Just(User::Unprivileged)]
         .prop_map(|user| Op::Become { user })
+}
+
+/// Where files are, mostly.
+fn file_path() -> impl Strategy<Value = Path> {
+    prop_oneof![3 => select(vec!["c", "a/c", "b/c", "a/b/c"]), 1 => path()]
+}
+
+/// Where directories are, mostly.
+fn dir_path() -> impl Strategy<Value = Path> {
+    prop_oneof![3 => select(vec!["a", "b", "a/b", "b/a"]), 1 => path()]
 }
 
 /// A path that is not the root. The shorter ones come more often than their number says.
