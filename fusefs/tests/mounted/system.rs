@@ -297,9 +297,15 @@ impl Drop for Layers {
     }
 }
 
+/// How overlayfs is mounted over an upper: so that it renames directories and keeps hard links.
+const LIKE_LAMINA: &[(&str, &str)] =
+    &[("redirect_dir", "on"), ("index", "on"), ("metacopy", "off")];
+
 /// A mounted system. Unmounts when dropped.
 pub(crate) struct Mounted {
     pub(crate) system: System,
+    /// With an upper, for overlayfs alone.
+    pub(crate) overlay_options: &'static [(&'static str, &'static str)],
     access: Access,
     session: Option<Session>,
     // Last, so that the directories outlive the mount.
@@ -310,6 +316,7 @@ impl Mounted {
     pub(crate) fn new(system: System, layers: Layers, access: Access) -> Self {
         let mut mounted = Self {
             system,
+            overlay_options: LIKE_LAMINA,
             access,
             session: None,
             layers,
@@ -363,9 +370,7 @@ impl Mounted {
             None => {
                 let options: &[_] = match self.access {
                     Access::ReadOnly => &[],
-                    Access::Write => {
-                        &[("redirect_dir", "on"), ("index", "on"), ("metacopy", "off")]
-                    }
+                    Access::Write => self.overlay_options,
                 };
                 self.layers.mount_overlay(self.access, options);
             }

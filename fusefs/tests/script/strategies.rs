@@ -292,11 +292,11 @@ fn device() -> impl Strategy<Value = Device> {
 }
 
 fn rename() -> impl Strategy<Value = Renaming> {
-    // Lamina does not offer `Renaming::LeaveWhiteout` yet.
     prop_oneof![
         4 => Just(Renaming::Plain),
         1 => Just(Renaming::NoReplace),
         2 => Just(Renaming::Exchange),
+        1 => Just(Renaming::LeaveWhiteout),
     ]
 }
 
