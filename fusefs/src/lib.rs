@@ -9,10 +9,12 @@
 //! - [`image`] merges layers to one immutable tree that every container of the image shares.
 //! - [`layer`] is where a layer's entries and bytes come from.
 //! - [`upper`] is the one mutable place: what a container wrote, in overlayfs's format.
+//! - [`check`] looks whether an upper fits its layers, and says what is wrong with it.
 //! - `marks` knows how whiteouts, opaque directories and redirects look on disk.
 //! - `sys` holds the system calls, and the only `unsafe` code.
 //! - [`types`], [`error`] and `errno` are the words that all of them speak.
 
+pub mod check;
 mod errno;
 pub mod error;
 pub mod image;

@@ -43,6 +43,73 @@ const DEVICE: &str = "trusted.overlay.lamina.device";
 const WHITEOUT_FILE: &str = "trusted.overlay.whiteout";
 const ESCAPED_WHITEOUT_FILE: &str = "trusted.overlay.overlay.whiteout";
 
+/// What the kernel also writes to an opaque mark: the directory holds whiteouts that are xattrs.
+const OPAQUE_XWHITEOUTS: &[u8] = b"x";
+/// `struct ovl_metacopy` without a digest: version, length, flags, algorithm.
+const METACOPY_HEADER: usize = 4;
+
+/// A mark that is an xattr, for whoever judges the values themselves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Mark {
+    Opaque,
+    Redirect,
+    Origin,
+    Impure,
+    Metacopy,
+    Nlink,
+}
+
+impl Mark {
+    const ALL: [(Mark, &str); 6] = [
+        (Mark::Opaque, OPAQUE),
+        (Mark::Redirect, REDIRECT),
+        (Mark::Origin, ORIGIN),
+        (Mark::Impure, IMPURE),
+        (Mark::Metacopy, METACOPY),
+        (Mark::Nlink, NLINK),
+    ];
+
+    /// All marks of a file with their values.
+    pub(crate) fn all_of(file: &Place) -> Result<Vec<(Mark, Vec<u8>)>, Errno> {
+        let names = file.xattr_names()?;
+        let mut found = Vec::new();
+        for (mark, name) in Mark::ALL {
+            if names.iter().any(|other| other == name)
+                && let Some(value) = file.xattr(OsStr::new(name))?
+            {
+                found.push((mark, value));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The xattr's name.
+    pub(crate) fn name(self) -> &'static str {
+        let named = Mark::ALL.iter().find(|(mark, _)| *mark == self);
+        named.map_or("", |(_, name)| name)
+    }
+
+    /// Whether an overlay writes such a value: ours or the kernel's.
+    pub(crate) fn is_written(self, value: &[u8]) -> bool {
+        match self {
+            Mark::Opaque => value == b"y" || value == OPAQUE_XWHITEOUTS,
+            Mark::Redirect => parse_redirect(value).is_some(),
+            // Empty: copied up from a file system without handles.
+            Mark::Origin => value.is_empty() || decode_origin(value).is_some(),
+            Mark::Impure => value == b"y",
+            Mark::Metacopy => match value {
+                [] => true,
+                [version, len, flags, ..] => {
+                    let whole = value.len() >= METACOPY_HEADER && usize::from(*len) == value.len();
+                    *version == 0 && *flags == 0 && whole
+                }
+                _ => false,
+            },
+            Mark::Nlink => parse_nlink(value).is_some(),
+        }
+    }
+}
+
 /// The device number of a whiteout: major 0, minor 0.
 pub(crate) const WHITEOUT_DEVICE: u64 = 0;
 

@@ -1,211 +1,27 @@
-//! `lamina check`: does the disk agree with the store, and the store with itself?
+//! `lamina check`: does the disk agree with the store, the store with itself, and each snapshot with
+//! the chain that it stands on?
 //!
 //! It changes nothing, and works on a root on which no daemon runs. What a crash may leave
-//! ([`Finding::is_leftover`]) the next start clears away by itself; everything else is damage.
+//! ([`Finding::is_leftover`]) the next start clears away by itself; everything else is damage, unless
+//! it is a note ([`Finding::is_note`]).
+
+mod finding;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use lamina_fusefs::check as upper;
+
+pub use finding::Finding;
 
 use crate::error::{Error, Result};
 use crate::root::RootLock;
 use crate::store::layout::{Entry, Layout, PRIVATE};
 use crate::store::records::{Info, Kind};
 use crate::store::{Dump, Store};
-
-/// Something that is not as it should be.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Finding {
-    /// The metadata store can't be read; nothing else could be checked.
-    Store(String),
-    /// A directory of a snapshot that the store does not know.
-    Orphan(PathBuf),
-    /// What a verb that was cut off left.
-    Leftover(PathBuf),
-    /// Something in `snapshots/` that Lamina did not make.
-    Foreign(PathBuf),
-    /// A snapshot without a directory that it must have.
-    MissingDirectory {
-        /// Its key.
-        key: String,
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A snapshot whose parent is not in the store.
-    MissingParent {
-        /// Its key.
-        key: String,
-        /// The parent's key.
-        parent: String,
-    },
-    /// A snapshot whose parent is not committed.
-    ParentNotCommitted {
-        /// Its key.
-        key: String,
-        /// The parent's key.
-        parent: String,
-        /// What the parent is.
-        kind: Kind,
-    },
-    /// A snapshot that is older than its parent.
-    ParentTooYoung {
-        /// Its key.
-        key: String,
-        /// The parent's key.
-        parent: String,
-    },
-    /// Two snapshots with one number.
-    DuplicateId {
-        /// The number.
-        id: u64,
-        /// The keys.
-        keys: Vec<String>,
-    },
-    /// The table of numbers says something else than the snapshots.
-    IdIndex {
-        /// The number.
-        id: u64,
-        /// The key that the snapshots have for it.
-        snapshot: Option<String>,
-        /// The key that the table has for it.
-        index: Option<String>,
-    },
-    /// The table of children says something else than the snapshots.
-    ChildIndex {
-        /// The parent's number.
-        parent: u64,
-        /// The child's number.
-        child: u64,
-        /// Whether the table has a row that it should not have, or lacks one.
-        surplus: bool,
-    },
-    /// A number that is in use would be given out again.
-    NextId {
-        /// The number that would be given out.
-        next: u64,
-        /// The greatest one in use.
-        greatest: u64,
-    },
-    /// A directory that others can enter.
-    Mode {
-        /// The directory.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
-}
-
-impl Finding {
-    /// Whether the next start of the daemon clears it away by itself.
-    pub fn is_leftover(&self) -> bool {
-        matches!(
-            self,
-            Finding::Orphan(_) | Finding::Leftover(_) | Finding::Mode { .. }
-        )
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Finding::Store(reason) => write!(f, "{reason}"),
-            Finding::Orphan(path) => {
-                write!(
-                    f,
-                    "{} belongs to no snapshot: the next start removes it",
-                    path.display()
-                )
-            }
-            Finding::Leftover(path) => write!(
-                f,
-                "{} was left by a call that was cut off: the next start removes it",
-                path.display()
-            ),
-            Finding::Foreign(path) => {
-                write!(
-                    f,
-                    "{} was not made by Lamina: move it elsewhere",
-                    path.display()
-                )
-            }
-            Finding::MissingDirectory { key, path } => write!(
-                f,
-                "snapshot {key:?} has no directory {}: remove the snapshot, or restore it",
-                path.display()
-            ),
-            Finding::MissingParent { key, parent } => {
-                write!(
-                    f,
-                    "snapshot {key:?} stands on {parent:?}, which does not exist"
-                )
-            }
-            Finding::ParentNotCommitted { key, parent, kind } => {
-                write!(
-                    f,
-                    "snapshot {key:?} stands on {parent:?}, which is {kind}, not committed"
-                )
-            }
-            Finding::ParentTooYoung { key, parent } => {
-                write!(
-                    f,
-                    "snapshot {key:?} stands on {parent:?}, which was made after it"
-                )
-            }
-            Finding::DuplicateId { id, keys } => {
-                write!(
-                    f,
-                    "number {id} belongs to {} snapshots: {keys:?}",
-                    keys.len()
-                )
-            }
-            Finding::IdIndex {
-                id,
-                snapshot,
-                index,
-            } => {
-                let shown = |key: &Option<String>| {
-                    key.as_ref()
-                        .map_or_else(|| "nobody".to_owned(), |key| format!("{key:?}"))
-                };
-                let (index, snapshot) = (shown(index), shown(snapshot));
-                write!(
-                    f,
-                    "number {id} belongs to {snapshot}, but the table of numbers says {index}"
-                )
-            }
-            Finding::ChildIndex {
-                parent,
-                child,
-                surplus: true,
-            } => write!(
-                f,
-                "the table of children says that number {child} stands on {parent}, but it does not"
-            ),
-            Finding::ChildIndex {
-                parent,
-                child,
-                surplus: false,
-            } => write!(
-                f,
-                "number {child} stands on {parent}, but the table of children does not say so"
-            ),
-            Finding::NextId { next, greatest } => {
-                write!(
-                    f,
-                    "the next number would be {next}, but {greatest} is in use"
-                )
-            }
-            Finding::Mode { path, mode } => write!(
-                f,
-                "{} has mode {mode:04o} instead of {PRIVATE:04o}: others could reach containers' files",
-                path.display()
-            ),
-        }
-    }
-}
 
 /// Checks a root directory on which no daemon runs.
 pub fn check(root: &Path) -> Result<Vec<Finding>> {
@@ -224,6 +40,7 @@ pub fn check(root: &Path) -> Result<Vec<Finding>> {
     let by_id = check_ids(&dump, &mut findings);
     check_parents(&dump, &mut findings);
     check_directories(&layout, &dump, &by_id, &mut findings)?;
+    check_uppers(&layout, &dump, &mut findings);
     Ok(findings)
 }
 
@@ -364,6 +181,53 @@ fn check_directories(
         }
     }
     Ok(())
+}
+
+/// Checks what each snapshot holds against the chain below it. One that lacks a directory, or a
+/// parent, has been reported and has no chain.
+fn check_uppers(layout: &Layout, dump: &Dump, findings: &mut Vec<Finding>) {
+    let by_key: HashMap<&str, &Info> = dump
+        .snapshots
+        .iter()
+        .map(|info| (info.key.as_str(), info))
+        .collect();
+    for info in &dump.snapshots {
+        let Info { key, record } = info;
+        let Some(chain) = chain(layout, &by_key, info).filter(|_| record.kind != Kind::View) else {
+            continue;
+        };
+        let work = (record.kind == Kind::Active).then(|| layout.work(record.id));
+        let complete = chain.iter().chain(&work).all(|path| path.is_dir());
+        if !complete {
+            continue;
+        }
+        match upper::check_upper(&chain[0], work.as_deref(), &chain[1..]) {
+            Ok(found) => findings.extend(found.into_iter().map(|finding| Finding::Upper {
+                key: key.clone(),
+                finding,
+            })),
+            Err(error) => findings.push(Finding::Unreadable {
+                key: key.clone(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+}
+
+/// The directories of a snapshot and of those that it stands on, its own first. `None` if the chain
+/// is broken: a parent must be older than its child.
+fn chain(layout: &Layout, by_key: &HashMap<&str, &Info>, info: &Info) -> Option<Vec<PathBuf>> {
+    let mut chain = vec![layout.fs(info.record.id)];
+    let mut at = info;
+    while let Some(parent) = &at.record.parent {
+        let below = by_key.get(parent.as_str())?;
+        if below.record.id >= at.record.id {
+            return None;
+        }
+        chain.push(layout.fs(below.record.id));
+        at = below;
+    }
+    Some(chain)
 }
 
 #[cfg(test)]

@@ -222,7 +222,7 @@ fn name_of(handle: &FileHandle) -> OsString {
 }
 
 /// The handle of an entry: by its name, or by the file's own origin mark if the name is a hash.
-fn handle_of(dir: &Arc<OwnedFd>, name: &OsStr) -> Option<FileHandle> {
+pub(crate) fn handle_of(dir: &Arc<OwnedFd>, name: &OsStr) -> Option<FileHandle> {
     if let Some(bytes) = from_hex(name) {
         return decode_origin(&bytes);
     }
@@ -230,7 +230,7 @@ fn handle_of(dir: &Arc<OwnedFd>, name: &OsStr) -> Option<FileHandle> {
     (name_of(&handle) == name).then_some(handle)
 }
 
-fn to_hex(bytes: &[u8]) -> OsString {
+pub(crate) fn to_hex(bytes: &[u8]) -> OsString {
     use std::fmt::Write;
     let mut hex = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
@@ -239,7 +239,8 @@ fn to_hex(bytes: &[u8]) -> OsString {
     hex.into()
 }
 
-fn from_hex(name: &OsStr) -> Option<Vec<u8>> {
+/// The bytes that the name of an entry of the index stands for.
+pub(crate) fn from_hex(name: &OsStr) -> Option<Vec<u8>> {
     let hex = name.to_str()?;
     if hex.len() % 2 != 0 || !hex.is_ascii() {
         return None;

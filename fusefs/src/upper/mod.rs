@@ -23,7 +23,9 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
 use rustix::fs::{Mode, OFlags, RenameFlags, Stat, XattrFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
-pub(crate) use links::LinkIndex;
+#[cfg(test)]
+pub(crate) use links::to_hex;
+pub(crate) use links::{LinkIndex, handle_of};
 pub(crate) use stage::Stage;
 
 use crate::error::{Error, Result};
@@ -245,7 +247,7 @@ fn check_apart(root: &OwnedFd, upper: &Path, outer: &OwnedFd, work: &Path) -> Re
 
 /// Whether a directory is another one or lies somewhere in it. Goes up from `..` to `..`, which no
 /// symlink and no name can mislead.
-fn is_inside(dir: &OwnedFd, outer: &OwnedFd) -> Result<bool, Errno> {
+pub(crate) fn is_inside(dir: &OwnedFd, outer: &OwnedFd) -> Result<bool, Errno> {
     let identity = |fd: &OwnedFd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
     let (outer, flags) = (
         identity(outer)?,

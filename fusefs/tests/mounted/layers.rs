@@ -13,7 +13,7 @@ use crate::tools::{
 };
 
 /// An image with a bit of everything.
-fn image(layers: &Layers) {
+pub(crate) fn image(layers: &Layers) {
     for name in ["a", "b", "c"] {
         write(layers.bottom(&format!("dir/{name}")), name);
         write(layers.bottom(&format!("moved/{name}")), name);
@@ -28,7 +28,7 @@ fn image(layers: &Layers) {
 }
 
 /// A bit of everything done to it.
-fn live(m: &Mounted) {
+pub(crate) fn live(m: &Mounted) {
     chmod(m.path("meta"), 0o600);
     lchown(m.path("link"), 3, 4);
     append(m.path("data"), "!");

@@ -365,7 +365,8 @@ impl Mounted {
         }
     }
 
-    fn mount(&mut self) {
+    /// Mounts what was unmounted.
+    pub(crate) fn mount(&mut self) {
         match self.system.session_options() {
             None => {
                 let options: &[_] = match self.access {

@@ -228,6 +228,28 @@ fn each_damage_is_found() {
             },
         ),
         (
+            "an upper and a layer with entries that mean nothing",
+            |at| {
+                fs::write(at.fs(1).join(".wh.a"), "").expect("write");
+                fs::write(at.work(3).join("work"), "").expect("write");
+            },
+            |at| {
+                vec![
+                    Finding::Upper {
+                        key: key("base"),
+                        finding: upper::Finding {
+                            path: at.fs(1).join(".wh.a"),
+                            problem: upper::Problem::OciWhiteout,
+                        },
+                    },
+                    Finding::Unreadable {
+                        key: key("run"),
+                        reason: "Not a directory (os error 20)".to_owned(),
+                    },
+                ]
+            },
+        ),
+        (
             "a number that would be given out again",
             |at| damage::set_next_id(&at.store(), 4),
             |_| {

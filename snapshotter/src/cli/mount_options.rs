@@ -215,7 +215,7 @@ fn needed<'a>(name: &'static str, value: Option<&'a [u8]>) -> Result<&'a [u8], O
 }
 
 /// The layers of a `lowerdir`.
-fn layers(value: &[u8]) -> Result<Vec<PathBuf>, OptionError> {
+pub(super) fn layers(value: &[u8]) -> Result<Vec<PathBuf>, OptionError> {
     split_unescaped(value, b':')
         .map(|layer| match layer {
             [] => Err(OptionError::EmptyLower),
