@@ -144,6 +144,50 @@ fn check_says_where_it_looked() {
 }
 
 #[test]
+fn check_says_which_entry_of_an_upper_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for name in ["top", "base", "upper/dir", "work"] {
+        fs::create_dir_all(dir.path().join(name)).unwrap();
+    }
+    let (upper, work) = (path("upper"), path("work"));
+    let lower = format!("{}:{}", path("top"), path("base"));
+    let args = [
+        "check", "--upper", &upper, "--work", &work, "--lower", &lower,
+    ];
+    assert_eq!(output(&args), format!("no problems in {upper}\n"));
+
+    fs::write(path("upper/.wh.x"), "").unwrap();
+    let notes = output(&args);
+    assert!(
+        notes.starts_with(&format!("note: {upper}/.wh.x: ")),
+        "{notes}"
+    );
+    assert!(
+        notes.ends_with(&format!("no problems in {upper}\n")),
+        "{notes}"
+    );
+
+    let (redirect, flags) = ("trusted.overlay.redirect", rustix::fs::XattrFlags::empty());
+    rustix::fs::lsetxattr(path("upper/dir"), redirect, b"/gone", flags).unwrap();
+    let found = lamina(&args);
+    assert_eq!(found.status.code(), Some(1));
+    let text = String::from_utf8(found.stdout).unwrap();
+    assert!(
+        text.contains(&format!("{upper}/dir: its redirect leads to /gone")),
+        "{text}"
+    );
+    assert!(!text.contains("no problems"), "{text}");
+
+    let error = failure(&["check", "--upper", &upper, "--lower", "/nonexistent"]);
+    assert!(
+        error.contains("cannot open the layer /nonexistent"),
+        "{error}"
+    );
+    failure(&["check", "--lower", &lower]);
+}
+
+#[test]
 fn mount_warns_about_options_and_fails_for_directories() {
     let dir = tempfile::tempdir().unwrap();
     let mountpoint = dir.path().to_str().unwrap();
