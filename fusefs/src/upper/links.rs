@@ -242,7 +242,8 @@ pub(crate) fn to_hex(bytes: &[u8]) -> OsString {
 /// The bytes that the name of an entry of the index stands for.
 pub(crate) fn from_hex(name: &OsStr) -> Option<Vec<u8>> {
     let hex = name.to_str()?;
-    if hex.len() % 2 != 0 || !hex.is_ascii() {
+    // The number parser alone would take a sign for a digit.
+    if hex.len() % 2 != 0 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     (0..hex.len())
@@ -277,5 +278,6 @@ mod tests {
         assert_eq!(from_hex(&to_hex(&bytes)).unwrap(), bytes);
         assert_eq!(from_hex(OsStr::new("0")), None);
         assert_eq!(from_hex(OsStr::new("zz")), None);
+        assert_eq!(from_hex(OsStr::new("+f")), None);
     }
 }
