@@ -163,13 +163,8 @@ impl<'i> Walk<'i> {
             });
             return Ok(redirected);
         }
-        if entry.value(Mark::Metacopy).is_some() {
-            let problem = if self.data_below(&entry)? {
-                Problem::Metacopy
-            } else {
-                Problem::MetacopyWithoutData
-            };
-            self.report(path, problem);
+        if entry.value(Mark::Metacopy).is_some() && !self.data_below(&entry)? {
+            self.report(path, Problem::MetacopyWithoutData);
         }
         Ok(copied_up)
     }

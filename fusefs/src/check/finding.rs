@@ -69,8 +69,6 @@ pub enum Problem {
     },
     /// A file has its attributes here and its data nowhere.
     MetacopyWithoutData,
-    /// A file has its attributes here and its data in the image.
-    Metacopy,
     /// An entry of the index whose name is no file handle.
     IndexName,
     /// An entry of the index that belongs to no file of the image.
@@ -111,8 +109,7 @@ impl Finding {
     /// How serious it is.
     pub fn severity(&self) -> Severity {
         match self.problem {
-            Problem::Metacopy
-            | Problem::WhiteoutHidesNothing
+            Problem::WhiteoutHidesNothing
             | Problem::WhiteoutInLowest
             | Problem::OciWhiteout
             | Problem::Leftover => Severity::Note,
@@ -185,9 +182,6 @@ impl fmt::Display for Problem {
             Problem::MetacopyWithoutData => f.write_str(
                 "its data are in the image, but the image has no such file: use the layers it was \
                  written over",
-            ),
-            Problem::Metacopy => f.write_str(
-                "its data are in the image (metacopy=on): the kernel reads it, Lamina answers EIO",
             ),
             Problem::IndexName => {
                 f.write_str("its name is no file handle: delete it, the index holds nothing else")

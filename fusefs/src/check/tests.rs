@@ -207,11 +207,6 @@ fn each_damage_is_found_and_nothing_else() {
             },
         ),
         (
-            |at| at.mark("upper/dir/file", Mark::Metacopy, b""),
-            "upper/dir/file",
-            Problem::Metacopy,
-        ),
-        (
             |at| {
                 fs::write(at.path("upper/fresh"), "").unwrap();
                 at.mark("upper/fresh", Mark::Metacopy, b"");

@@ -28,8 +28,9 @@ impl Union {
     pub fn getattr(&self, node: NodeId, _fh: Option<Fh>) -> Result<Attr> {
         let asked = self.node(node)?;
         let _names = self.names.read();
-        let attr = self.attr(&asked.current())?;
-        self.as_seen_by(&asked, attr)
+        let current = asked.current();
+        let attr = self.attr(&current)?;
+        self.as_seen_by(&asked, &current, attr)
     }
 
     /// Changes attributes. A change of size by a caller without privilege clears setuid and
@@ -72,13 +73,15 @@ impl Union {
             place.utimens(change.atime, change.mtime)?;
         }
         let attr = self.attr(&node)?;
-        self.as_seen_by(&asked, attr)
+        self.as_seen_by(&asked, &node, attr)
     }
 
-    /// Attributes for the node that was asked about. A superseded one is only known by handles
-    /// that read the image's file: its length is theirs.
-    fn as_seen_by(&self, asked: &Node, mut attr: Attr) -> Result<Attr> {
+    /// Attributes for the node that was asked about. A superseded one is known by handles that read
+    /// the image's file: its length is theirs. But a file with several names may still be known by
+    /// it at one of them, and who asks there wants the truth.
+    fn as_seen_by(&self, asked: &Node, current: &Node, mut attr: Attr) -> Result<Attr> {
         if asked.is_superseded()
+            && current.state.lock().names.len() < 2
             && let Some(id) = asked.image()
         {
             let image = self.image.attr(id)?;
@@ -172,6 +175,8 @@ impl Union {
         let handle = fh.and_then(|fh| self.handles.get(fh));
         match handle.as_deref() {
             Some(Handle::File(file)) if file.writable => resize(&file.backing.file, size)?,
+            // truncate(2) to the present length changes no times, ftruncate(2) always does.
+            _ if place.stat()?.st_size.cast_unsigned() == size => {}
             _ => resize(place.open(OFlags::WRONLY)?, size)?,
         }
         if caller.uid != 0 {
