@@ -185,13 +185,19 @@ fn everywhere(stop: impl Fn(&Trial<'_>) -> u64 + Sync) -> u64 {
     points.into_inner()
 }
 
+/// Says how many, whether the test passes or not.
+fn tell(points: u64, what: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "{points} {what} tried").unwrap();
+}
+
 #[test]
 fn a_crash_at_any_change_leaves_the_old_or_the_new_state() {
     let points = everywhere(|trial| {
         (0..trial.steps).for_each(|count| trial.crash(count));
         trial.steps
     });
-    println!("{points} crash points tried");
+    tell(points, "crash points");
     assert!(points > 5_000, "only {points} crash points");
 }
 
@@ -206,7 +212,7 @@ fn an_error_at_any_change_leaves_nothing_half_done() {
         }
         trial.steps
     });
-    println!("{points} refused changes tried");
+    tell(points, "refused changes");
     assert!(points > 5_000, "only {points} refused changes");
 }
 
