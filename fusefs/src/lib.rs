@@ -17,6 +17,9 @@
 pub mod check;
 mod errno;
 pub mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 pub mod inode;
 pub mod layer;

@@ -23,7 +23,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
 use rustix::fs::{Mode, OFlags, RenameFlags, Stat, XattrFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use links::to_hex;
 pub(crate) use links::{LinkIndex, handle_of};
 pub(crate) use stage::Stage;

@@ -1,0 +1,82 @@
+//! The parsers of what layers and uppers say, for `fuzz/`. Only there in builds for fuzzing.
+//!
+//! Each function takes any bytes, and panics if what was read breaks a rule that the rest of the
+//! union rests on.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+use crate::marks::{
+    Links, Mark, Redirect, decode_origin, encode_origin, parse_links, parse_nlink_delta,
+    parse_redirect,
+};
+use crate::upper::{from_hex, to_hex};
+
+/// A redirect stays in the tree, and its path means the same when it is written again.
+pub fn redirect(value: &[u8]) {
+    match parse_redirect(value) {
+        None => assert!(!Mark::Redirect.is_written(value)),
+        Some(Redirect::Sibling(name)) => {
+            assert_eq!(name.components().count(), 1);
+            assert!(is_inside(&name));
+        }
+        Some(Redirect::Absolute(path)) => {
+            assert!(is_inside(&path));
+            let again = Path::new("/").join(&path);
+            let again = parse_redirect(again.as_os_str().as_bytes());
+            assert_eq!(again, Some(Redirect::Absolute(path)));
+        }
+    }
+}
+
+fn is_inside(path: &Path) -> bool {
+    let is_name = |part| matches!(part, Component::Normal(name) if !name.as_bytes().contains(&0));
+    path.components().all(is_name)
+}
+
+/// An origin that is read is one that we could have written, but for its UUID and flags.
+pub fn origin(value: &[u8]) {
+    let Some(handle) = decode_origin(value) else {
+        return;
+    };
+    assert!(!handle.bytes.is_empty() && handle.bytes.len() < value.len());
+    let again = encode_origin(&handle);
+    assert_eq!(again.len(), value.len());
+    assert_eq!(decode_origin(&again), Some(handle));
+}
+
+/// Link differences: both readers agree.
+pub fn links(value: &[u8]) {
+    let delta = parse_nlink_delta(value).map(|delta| Links::Upper(delta.0));
+    match parse_links(value) {
+        Some(Links::Image(_)) => assert_eq!(delta, None),
+        other => assert_eq!(delta, other),
+    }
+}
+
+/// The values of all marks.
+pub fn marks(value: &[u8]) {
+    for mark in [
+        Mark::Opaque,
+        Mark::Redirect,
+        Mark::Origin,
+        Mark::Impure,
+        Mark::Metacopy,
+        Mark::Nlink,
+    ] {
+        let _ = mark.is_written(value);
+        assert!(!mark.name().is_empty());
+    }
+}
+
+/// A name in the link index.
+pub fn index_name(name: &[u8]) {
+    if let Some(bytes) = from_hex(OsStr::from_bytes(name)) {
+        assert_eq!(bytes.len() * 2, name.len());
+        assert!(to_hex(&bytes).eq_ignore_ascii_case(OsStr::from_bytes(name)));
+        origin(&bytes);
+    }
+    // A name for these bytes leads back to them.
+    assert_eq!(from_hex(&to_hex(name)).as_deref(), Some(name));
+}
