@@ -18,6 +18,7 @@ impl Error {
             Error::NotEmpty => Errno::NOTEMPTY,
             Error::ReadOnly => Errno::ROFS,
             Error::NotPermitted => Errno::PERM,
+            Error::Running => Errno::TXTBSY,
             Error::Invalid => Errno::INVAL,
             Error::NameTooLong => Errno::NAMETOOLONG,
             Error::NoXattr => Errno::NODATA,

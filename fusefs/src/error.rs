@@ -49,6 +49,9 @@ pub enum Error {
     /// Not allowed, whoever asks.
     #[error("the operation is not permitted")]
     NotPermitted,
+    /// A program runs from the file.
+    #[error("a program runs from the file")]
+    Running,
     /// The arguments make no sense together.
     #[error("invalid argument")]
     Invalid,

@@ -33,6 +33,8 @@ pub(crate) struct FileHandleState {
     pub(crate) backing: Arc<Backing>,
     /// Whether the backing file lies in the upper.
     pub(crate) writable: bool,
+    /// Whether a program runs from it (execve(2) opened it).
+    pub(crate) runs: bool,
 }
 
 /// An open directory.

@@ -78,6 +78,8 @@ pub(crate) struct State {
     pub(crate) name_synced: bool,
     /// Number of open handles.
     pub(crate) open: u32,
+    /// Number of open handles of running programs.
+    pub(crate) running: u32,
     pub(crate) backing: Weak<Backing>,
     /// The node that took over when the file was copied up under open handles.
     pub(crate) successor: Option<Arc<Node>>,

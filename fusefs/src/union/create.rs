@@ -14,7 +14,6 @@ use rustix::io::Errno;
 
 use super::copy_up::{Depth, UpperName, upper_name};
 use super::device::stands_for_device;
-use super::open::writes;
 use super::resolve::Found;
 use super::{Opened, Union, check_name, make_impure};
 use crate::error::{Error, Result};
@@ -41,7 +40,7 @@ impl Union {
         })?;
         let node = self.node(entry.node)?;
         let mode = u32::from(entry.attr.perm);
-        let opened = self.opened(&node, Backing::new(file), true, writes(flags), mode)?;
+        let opened = self.opened(&node, Backing::new(file), true, flags, mode)?;
         Ok((entry, opened.ok_or(Error::NotFound)?))
     }
 

@@ -16,6 +16,9 @@ use crate::sys::change;
 use crate::sys::place::Place;
 use crate::types::{Caller, Fh, FileKind, NodeId};
 
+/// The flag by which the kernel tells that execve(2) opens a file (`__FMODE_EXEC`).
+const EXECUTE: OFlags = OFlags::from_bits_retain(0o40);
+
 /// Where [`Union::seek`] goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Whence {
@@ -54,6 +57,11 @@ impl Union {
         }
         let truncate = flags.contains(OFlags::TRUNC);
         let mut copied_up = false;
+        // Before it asks us to open for writing, the kernel sees to this by itself. Of
+        // O_RDONLY|O_TRUNC it thinks only afterwards, when we have truncated the file.
+        if truncate && asked.state.lock().running > 0 {
+            return Err(Error::Running);
+        }
         if writes(flags) || truncate {
             copied_up = !asked.is_complete();
             let depth = if truncate { Depth::Empty } else { Depth::Data };
@@ -80,7 +88,7 @@ impl Union {
                 }
                 perm = place.stat()?.st_mode;
             }
-            if let Some(opened) = self.opened(&asked, backing, complete, writes(flags), perm)? {
+            if let Some(opened) = self.opened(&asked, backing, complete, flags, perm)? {
                 return Ok(Opened {
                     copied_up,
                     ..opened
@@ -97,9 +105,10 @@ impl Union {
         node: &Arc<Node>,
         backing: Arc<Backing>,
         complete: bool,
-        writes: bool,
+        flags: OFlags,
         mode: u32,
     ) -> Result<Option<Opened>> {
+        let runs = flags.contains(EXECUTE);
         {
             let mut state = node.state.lock();
             if state.successor.is_some() {
@@ -109,17 +118,19 @@ impl Union {
                 return Ok(None);
             }
             state.open += 1;
+            state.running += u32::from(runs);
             state.backing = Arc::downgrade(&backing);
         }
         let fh = self.handles.insert(Handle::File(FileHandleState {
             node: Arc::clone(node),
             backing: Arc::clone(&backing),
             writable: complete,
+            runs,
         }));
         Ok(Some(Opened {
             fh,
             backing,
-            writes_need_us: writes && mode & 0o6000 != 0,
+            writes_need_us: writes(flags) && mode & 0o6000 != 0,
             copied_up: false,
         }))
     }
@@ -132,6 +143,7 @@ impl Union {
         if let Handle::File(file) = &*handle {
             let mut state = file.node.state.lock();
             state.open = state.open.saturating_sub(1);
+            state.running = state.running.saturating_sub(u32::from(file.runs));
         }
         self.drop_handle(handle);
     }

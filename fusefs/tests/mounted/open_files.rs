@@ -9,11 +9,12 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::system::{Mounted, each_system, each_system_with_mappings};
 use crate::tools::{
-    Map, append, chmod, fails, mode, open_rw, read, read_open, stat, truncate, write,
+    Map, append, chmod, fails, mode, open_rw, read, read_open, sh, stat, truncate, write,
 };
 
 /// What is done, how, and what the file (once `image`) holds afterwards.
@@ -143,6 +144,27 @@ fn a_running_program_can_be_replaced_but_not_written() {
             fs::rename(m.path("true"), m.path("sleep")).unwrap();
             assert!(Command::new(m.path("sleep")).status().unwrap().success());
             assert!(running.try_wait().unwrap().is_none(), "it still runs");
+            running.kill().unwrap();
+            running.wait().unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_running_program_cannot_be_truncated() {
+    each_system(
+        |_| {},
+        |m| {
+            let program = m.path("sleep");
+            // By another process: what we open for writing, a child of another test may inherit.
+            assert!(sh(m.path("."), "cp /bin/sleep sleep"));
+            let mut command = Command::new(&program);
+            let mut running = command.arg("60").stdout(Stdio::null()).spawn().unwrap();
+            for access in [OFlags::RDONLY, OFlags::WRONLY] {
+                let opened = rustix::fs::open(&program, access | OFlags::TRUNC, Mode::empty());
+                fails(opened.map_err(Into::into), Errno::TXTBSY);
+            }
+            assert!(fs::read(&program).unwrap() == fs::read("/bin/sleep").unwrap());
             running.kill().unwrap();
             running.wait().unwrap();
         },
