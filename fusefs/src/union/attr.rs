@@ -143,7 +143,10 @@ impl Union {
             (state.link.clone(), state.image, state.orphan.is_some())
         };
         match image {
-            Some(image) if !node.is_dir() => attr.blocks = self.image.attr(image)?.blocks,
+            Some(image) if !node.is_dir() => {
+                let data = self.image.attr(image)?;
+                (attr.size, attr.blocks) = (data.size, data.blocks);
+            }
             Some(image) if !removed => {
                 attr.nlink = self.merged_nlink(node, image)?;
             }

@@ -91,28 +91,49 @@ impl Union {
         self.install(&node, &copy)
     }
 
-    /// Gives a metacopy file its data. A crash before the mark goes leaves it one.
+    /// Gives a metacopy file its data. Until the mark goes it stays one, whose length is the image's
+    /// too ([`Self::attr`]): an error or a crash leaves no trace, but a crash may leave it with the
+    /// times of the copy.
     fn copy_up_data(&self, node: &Arc<Node>, depth: Depth) -> Result<Arc<Node>> {
         let _names = self.names.read();
         let image = node.image().ok_or(Error::NotFound)?;
         let place = self.upper_place(node)?;
-        let file = place.open_file(OFlags::RDWR)?;
-        if depth == Depth::Empty {
-            ftruncate(&file, 0)?;
-        } else {
-            let before = crate::sys::attr_of(&place.stat()?, node.ino);
-            let capability = place.xattr(OsStr::new(CAPABILITY))?;
-            copy_data(&self.image.open(image)?, &file, before.size)?;
-            // Writing takes capabilities away, and is not what the caller did.
-            if let Some(capability) = capability {
-                place.set_xattr(OsStr::new(CAPABILITY), &capability, XattrFlags::empty())?;
+        let before = crate::sys::attr_of(&place.stat()?, node.ino);
+        let capability = place.xattr(OsStr::new(CAPABILITY))?;
+        // Writing changes times and takes capabilities away, and is not what the caller did.
+        let restore = || -> Result<()> {
+            if let Some(capability) = &capability {
+                place.set_xattr(OsStr::new(CAPABILITY), capability, XattrFlags::empty())?;
             }
             let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
-            place.utimens(Some(atime), Some(mtime))?;
-            fsync(&file)?;
+            Ok(place.utimens(Some(atime), Some(mtime))?)
+        };
+        let copied = self.fill(&place, image, depth, &restore);
+        if let Err(error) = copied.and_then(|()| Ok(marks::clear_metacopy(&place)?)) {
+            if let Err(second) = restore() {
+                tracing::warn!(?place, error = %second, "a copy-up that failed left its times");
+            }
+            return Err(error);
         }
-        marks::clear_metacopy(&place)?;
         Ok(self.hand_over(node, |state| state.image = None))
+    }
+
+    /// Writes the data into a metacopy file, of which nobody sees anything yet.
+    fn fill(
+        &self,
+        place: &Place,
+        image: ImageId,
+        depth: Depth,
+        restore: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let file = place.open_file(OFlags::RDWR)?;
+        if depth == Depth::Empty {
+            return Ok(ftruncate(&file, 0)?);
+        }
+        let size = self.image.attr(image)?.size;
+        copy_data(&self.image.open(image)?, &file, size)?;
+        restore()?;
+        Ok(fsync(&file)?)
     }
 
     /// Makes sure that the upper has a directory (without its entries) and all directories above.

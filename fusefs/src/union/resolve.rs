@@ -151,7 +151,8 @@ impl Union {
         // Without one in the image its data are lost: opening it will say so.
         found.image = below()?.filter(|id| self.image.kind(*id) == FileKind::Regular);
         if let Some(id) = found.image {
-            found.attr.blocks = self.image.attr(id)?.blocks;
+            let data = self.image.attr(id)?;
+            (found.attr.size, found.attr.blocks) = (data.size, data.blocks);
         }
         Ok(())
     }

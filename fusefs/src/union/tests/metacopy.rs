@@ -1,8 +1,10 @@
 //! Files of which the upper, or a layer, has the attributes alone.
 
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 
 use super::*;
+use crate::sys::change::faults::{self, Fault};
 
 const METACOPY: &str = "trusted.overlay.metacopy";
 const REDIRECT: &str = "trusted.overlay.redirect";
@@ -168,6 +170,54 @@ fn truncating_one_takes_no_data_of_the_image() {
     assert_eq!(read(&union, "file"), "");
     drop(union);
     assert_eq!(read(&bed.union(), "file"), "");
+}
+
+/// The copy is written into the file that everybody sees the attributes of.
+#[test]
+fn a_copy_of_data_that_fails_leaves_no_trace() {
+    for flags in [OFlags::RDWR, OFlags::RDWR | OFlags::TRUNC] {
+        let mut refused = 0;
+        for after in 0.. {
+            let bed = Bed::new();
+            bed.lower("file", "image");
+            let union = bed.union();
+            chmod(&union, "file", 0o600);
+            let before = walk(&union, "file");
+            let open = || union.open(ROOT, before.node, flags);
+            let (opened, tried) = faults::with(Fault::FailAfter(after, Errno::NOSPC), open);
+            if tried <= after {
+                break;
+            }
+            if opened.is_err() {
+                refused += 1;
+                let now = walk(&union, "file").attr;
+                let known = (before.attr.size, before.attr.mtime);
+                assert_eq!((now.size, now.mtime), known, "{after}");
+                assert_eq!(read(&union, "file"), "image");
+            }
+        }
+        assert!(refused >= 2, "{refused}");
+    }
+}
+
+#[test]
+fn a_truncation_that_a_crash_stops_leaves_the_length() {
+    for after in 0..2 {
+        let bed = Bed::new();
+        bed.lower("file", "image");
+        {
+            let union = bed.union();
+            chmod(&union, "file", 0o600);
+            let node = walk(&union, "file").node;
+            let flags = OFlags::RDWR | OFlags::TRUNC;
+            let (opened, _) =
+                faults::with(Fault::CrashAfter(after), || union.open(ROOT, node, flags));
+            opened.unwrap_err();
+        }
+        let union = bed.union();
+        assert_eq!(walk(&union, "file").attr.size, 5, "{after}");
+        assert_eq!(read(&union, "file"), "image", "{after}");
+    }
 }
 
 #[test]
