@@ -11,7 +11,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use crate::disk;
+use crate::script::disk;
 use crate::script::{Allocate, Device, Renaming, Setting, Special, Time, User, data};
 use crate::seen::Moment;
 

@@ -6,7 +6,6 @@
 //! purpose is in one table, with a reason for each (`differences::WANTED`).
 //!
 //! - `system`: the mounts, shared with the mounted tests.
-//! - `disk`: layers written to disk.
 //! - `run`: a script done on a mount; what was seen on the way. `calls`: its system calls.
 //! - `seen`: what can be seen of a file, and of a tree.
 //! - `compare`: two runs beside each other.
@@ -22,7 +21,6 @@
 mod calls;
 mod compare;
 mod differences;
-mod disk;
 mod exchange;
 mod found;
 mod run;

@@ -13,7 +13,7 @@ use crate::calls::{
     utimens, write,
 };
 use crate::compare::Comparison;
-use crate::disk;
+use crate::script::disk;
 use crate::script::{Access, Act, Device, Op, Renaming, Script, Special, User};
 use crate::seen::{self, Attributes, Moment, Quirks, Tree};
 use crate::system::{Access as MountAccess, Layers, Mounted, System};

@@ -8,6 +8,7 @@
 //! - `paths`: the few names that all of it happens at. They are few, so that whiteouts, opaque
 //!   directories, hard links and merged directories meet each other all the time.
 //! - `layers`: what a layer holds; [`settled`] says which of its entries there are in the end.
+//! - `disk`: a layer written to a directory.
 //! - `op`: what can be done. Operations that fail are as good as others: their errno is compared.
 //! - `strategies`: proptest's strategies for all of it, with their weights.
 //!
@@ -17,6 +18,7 @@
 // Nobody who shares the vocabulary uses all of it.
 #![allow(dead_code, unused_imports)]
 
+pub(crate) mod disk;
 mod layers;
 mod op;
 mod paths;

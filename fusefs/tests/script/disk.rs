@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
-use crate::script::{Device, Entry, Layer, Meta, Time, settled};
+use super::layers::{Device, Entry, Layer, Meta, Time, settled};
 
 /// Writes a layer into an empty directory.
 pub(crate) fn write_layer(root: &Path, layer: &Layer) {
