@@ -24,7 +24,7 @@ use rustix::fs::{FileType, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::device::copy_device;
-use super::{Union, make_impure};
+use super::{Union, keeping_times, make_impure};
 use crate::error::{Error, Result};
 use crate::image::ImageId;
 use crate::inode::{Name, Node, State};
@@ -334,16 +334,12 @@ impl<'u> Copy<'u> {
     /// there that anybody may see.
     fn publish(&self, union: &Union, name: &Name) -> Result<()> {
         let dir = union.upper_dir(&name.parent)?;
-        let dir_place = Place::Fd(Arc::clone(&dir));
-        let before = crate::sys::attr_of(&dir_place.stat()?, name.parent.ino);
-        let free = RenameFlags::NOREPLACE;
-        renameat_with(&self.dir, &self.temp, &dir, &name.name, free)?;
-        let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
-        // The copy has its name: nothing undoes that, and the times are not worth an error.
-        if let Err(error) = dir_place.utimens(Some(atime), Some(mtime)) {
-            tracing::warn!(%error, "a copy-up changed the times of its directory");
-        }
-        Ok(())
+        keeping_times(&dir, || {
+            let free = RenameFlags::NOREPLACE;
+            Ok(renameat_with(
+                &self.dir, &self.temp, &dir, &name.name, free,
+            )?)
+        })
     }
 }
 

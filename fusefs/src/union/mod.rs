@@ -41,8 +41,9 @@ use crate::error::{Error, Result};
 use crate::image::{Image, ImageId, InoMap};
 use crate::inode::{Handles, Name, Node, NodeTable, State};
 use crate::marks;
+use crate::sys::attr_of;
 use crate::sys::place::Place;
-use crate::types::{FileKind, NodeId};
+use crate::types::{FileKind, Ino, NodeId, SetTime};
 use crate::upper::Upper;
 
 /// The longest name of a directory entry, in bytes.
@@ -248,6 +249,19 @@ fn make_impure(node: &Node, dir: &Arc<OwnedFd>) -> Result<()> {
     if !is_impure(node, dir)? {
         marks::set_impure(&Place::Fd(Arc::clone(dir)))?;
         node.state.lock().impure = Some(true);
+    }
+    Ok(())
+}
+
+/// Changes a directory of the upper in a way that nobody may see, and gives it its times back.
+fn keeping_times(dir: &Arc<OwnedFd>, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    let place = Place::Fd(Arc::clone(dir));
+    let before = attr_of(&place.stat()?, Ino(0));
+    change()?;
+    let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
+    // Nothing undoes the change, and the times are not worth an error.
+    if let Err(error) = place.utimens(Some(atime), Some(mtime)) {
+        tracing::warn!(%error, "the times of a directory changed with nothing in it");
     }
     Ok(())
 }

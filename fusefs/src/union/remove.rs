@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::copy_up::Depth;
 use super::resolve::Found;
-use super::{Union, check_name, make_impure};
+use super::{Union, check_name, keeping_times, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::Node;
 use crate::sys::change::unlinkat;
@@ -117,7 +117,7 @@ impl Union {
         if stat_if_any(dir, name)?.is_none() {
             make_impure(parent, dir)?;
             self.writable()?.links().count_with_image(link)?;
-            link.link_to(dir, name)?;
+            keeping_times(dir, || Ok(link.link_to(dir, name)?))?;
         }
         Ok(())
     }

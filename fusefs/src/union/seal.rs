@@ -13,9 +13,7 @@ use super::Union;
 use super::resolve::{Found, Held};
 use crate::error::Result;
 use crate::inode::Node;
-use crate::sys::attr_of;
-use crate::sys::place::Place;
-use crate::types::{FileKind, Ino, SetTime};
+use crate::types::{FileKind, Ino};
 use crate::upper::Upper;
 
 impl Union {
@@ -83,11 +81,6 @@ impl Union {
             return Ok(());
         };
         let fd = self.upper_dir(dir)?;
-        let place = Place::Fd(Arc::clone(&fd));
-        let before = attr_of(&place.stat()?, dir.ino);
-        self.materialise(&link, dir, &fd, name)?;
-        // Nothing was changed there that anybody may see.
-        let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
-        Ok(place.utimens(Some(atime), Some(mtime))?)
+        self.materialise(&link, dir, &fd, name)
     }
 }
