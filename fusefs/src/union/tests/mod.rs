@@ -4,6 +4,9 @@ mod devices;
 mod durability;
 mod faults;
 mod metacopy;
+mod model;
+#[path = "../../../tests/script/mod.rs"]
+mod script;
 mod tree;
 
 use std::ffi::OsString;

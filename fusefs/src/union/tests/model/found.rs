@@ -1,0 +1,71 @@
+//! Failures that were found, each as small as it became.
+
+use super::check;
+use super::steps::{Play, Step, Step::*};
+use crate::union::tests::script::words::*;
+use crate::union::tests::script::{Path, Script};
+
+fn passes(layers: &[&[(Path, Entry)]], steps: &[Step]) {
+    let layers = Script::new(layers, &[]).layers;
+    let steps = steps.to_vec();
+    if let Err(why) = check(&Play { layers, steps }) {
+        panic!("{why}");
+    }
+}
+
+const EMPTY: Entry = Entry::File {
+    content: Content {
+        head: 0,
+        hole: 0,
+        tail: 0,
+        byte: 0,
+    },
+    meta: PLAIN,
+};
+
+const SHORT: Entry = Entry::File {
+    content: Content {
+        head: 7,
+        hole: 0,
+        tail: 0,
+        byte: 0,
+    },
+    meta: PLAIN,
+};
+
+/// A copy of data that failed left the time of the copy.
+#[test]
+fn a_seal_that_the_disk_refuses_changes_no_time() {
+    passes(
+        &[&[("a", SHORT)]],
+        &[
+            Do(Op::Chown {
+                path: "a",
+                uid: Some(0),
+                gid: None,
+            }),
+            FailInCommit(2, super::steps::Refusal::Full),
+        ],
+    );
+}
+
+/// The link that a name of the index gets before a rename changed its directory's time, although
+/// the rename failed.
+#[test]
+fn a_rename_that_is_refused_changes_no_time() {
+    passes(
+        &[&[("a/b/c", EMPTY), ("b/c", Entry::HardLink { to: "a/b/c" })]],
+        &[
+            Do(Op::Create {
+                path: "a/b/c",
+                exclusive: false,
+                mode: Mode(0o755),
+            }),
+            Do(Op::Rename {
+                from: "b/c",
+                to: "a",
+                how: Plain,
+            }),
+        ],
+    );
+}
