@@ -108,7 +108,7 @@ impl Union {
             let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
             Ok(place.utimens(Some(atime), Some(mtime))?)
         };
-        let copied = self.fill(&place, image, depth, &restore);
+        let copied = self.fill(&place, image, depth, restore);
         if let Err(error) = copied.and_then(|()| Ok(marks::clear_metacopy(&place)?)) {
             if let Err(second) = restore() {
                 tracing::warn!(?place, error = %second, "a copy-up that failed left its times");
