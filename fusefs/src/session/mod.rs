@@ -140,6 +140,7 @@ pub struct Session {
     /// Until the session was waited for.
     thread: Option<JoinHandle<io::Result<()>>>,
     served: Arc<Served>,
+    union: Arc<Union>,
 }
 
 impl Session {
@@ -166,7 +167,7 @@ impl Session {
         let acl = config.acl;
         let notifier = Arc::new(OnceLock::new());
         let handler = Handler::new(
-            union,
+            Arc::clone(&union),
             options.without(),
             options.idmap,
             Arc::clone(&notifier),
@@ -187,7 +188,13 @@ impl Session {
             mount,
             thread: Some(thread),
             served,
+            union,
         })
+    }
+
+    /// What is served.
+    pub fn union(&self) -> &Arc<Union> {
+        &self.union
     }
 
     /// Whether the mount is still served.

@@ -143,10 +143,13 @@ impl Union {
         let mut missing = Vec::new();
         let mut at = Arc::clone(node);
         while !at.in_upper() {
-            // A directory that was removed meanwhile has no name to be copied up to.
             let name = at.state.lock().names.first().cloned();
             missing.push(at);
-            at = name.ok_or(Error::NotFound)?.parent;
+            match name {
+                Some(name) => at = name.parent,
+                // It was removed, and lies nowhere.
+                None => break,
+            }
         }
         while let Some(dir) = missing.pop() {
             self.copy_up_one_dir(&dir)?;
@@ -164,9 +167,13 @@ impl Union {
         let copy = Copy::make(self, self.writable()?, image, Depth::Attributes)?;
         let _names = self.names.read();
         let name = node.state.lock().names.first().cloned();
-        let name = name.ok_or(Error::NotFound)?;
-        copy.publish(self, &name)?;
-        node.state.lock().upper = true;
+        // Whoever still holds a removed one gets a copy without a name, as of a file.
+        let orphan = match name {
+            Some(name) => copy.publish(self, &name).map(|()| None)?,
+            None => Some(Arc::new(copy.place().open_path()?)),
+        };
+        let mut state = node.state.lock();
+        (state.upper, state.orphan) = (true, orphan);
         Ok(())
     }
 

@@ -14,27 +14,30 @@ use super::resolve::{Found, Held};
 use crate::error::Result;
 use crate::inode::Node;
 use crate::types::{FileKind, Ino};
-use crate::upper::Upper;
 
 impl Union {
     /// Makes the upper complete without its work directory, and read-only: whoever still uses the
     /// union gets EROFS from now on. (A descriptor that was opened for writing before, with
     /// passthrough, writes without asking us.)
     ///
-    /// Needs to walk the image only if a file with hard links was copied up and has names left
-    /// that are not.
     pub fn seal(&self) -> Result<()> {
-        let Some(upper) = &self.upper else {
+        if self.upper.is_none() {
             return Ok(());
-        };
-        self.complete(upper)?;
+        }
+        self.settle()?;
         self.copy_up_all_data()?;
         let _names = self.names.write();
         self.sealed.store(true, Ordering::Release);
         Ok(())
     }
 
-    fn complete(&self, upper: &Upper) -> Result<()> {
+    /// Gives every name of a copied-up file with hard links in the image its link in the upper. For
+    /// this union nothing changes; kernel overlayfs, to which the link index means nothing, shows
+    /// the same tree from then on. It walks the image only if there are such names.
+    pub fn settle(&self) -> Result<()> {
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
         let mut pending = HashSet::new();
         for ((device, ino), link) in upper.links().places() {
             let stat = link.stat()?;

@@ -1,6 +1,5 @@
 //! Two runs of one script beside each other.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use crate::differences::{Found, is_known};
@@ -9,13 +8,8 @@ use crate::script::{Op, Script};
 use crate::seen::{Attributes, Seen, Tree};
 
 /// Compares what overlayfs and Lamina did. An error says what differs, and should not.
-pub(crate) fn runs(
-    script: &Script,
-    overlayfs: &Record,
-    lamina: &Record,
-    image: &BTreeMap<u64, u64>,
-) -> Result<(), String> {
-    let mut comparison = Comparison::new(image);
+pub(crate) fn runs(script: &Script, overlayfs: &Record, lamina: &Record) -> Result<(), String> {
+    let mut comparison = Comparison::new(&[]);
     let outcomes = overlayfs.outcomes.iter().zip(&lamina.outcomes);
     for (number, (op, (theirs, ours))) in script.ops.iter().zip(outcomes).enumerate() {
         comparison.done = &script.ops[..=number];
@@ -30,19 +24,16 @@ pub(crate) fn runs(
 
 /// A comparison, and what one has to know to judge what differs.
 pub(crate) struct Comparison<'a> {
-    /// The image's files by their inode number, with their link counts.
-    image: &'a BTreeMap<u64, u64>,
     op: Option<&'a Op>,
     done: &'a [Op],
     rename_failed: bool,
 }
 
 impl<'a> Comparison<'a> {
-    pub(crate) fn new(image: &'a BTreeMap<u64, u64>) -> Self {
+    pub(crate) fn new(done: &'a [Op]) -> Self {
         Self {
-            image,
             op: None,
-            done: &[],
+            done,
             rename_failed: false,
         }
     }
@@ -119,7 +110,6 @@ impl<'a> Comparison<'a> {
             done: self.done,
             rename_failed: self.rename_failed,
             of,
-            image_links: of.and_then(|of| self.image.get(&of.ino).copied()),
             what,
             overlayfs: format!("{theirs:?}"),
             lamina: format!("{ours:?}"),

@@ -1,14 +1,14 @@
 //! What may differ between overlayfs and Lamina, and why.
 //!
 //! [`WANTED`] is on purpose, [`FAULTS`] is not. What no comparison can meet is in four other
-//! places: what overlayfs does not do at all (`run::is_beyond_overlayfs`), how a system may contradict itself (`seen::Quirks`), what is read through a descriptor
+//! places: what overlayfs does not do at all (`run::is_beyond_overlayfs`, `run::is_special`), how a system may contradict itself (`seen::Quirks`), what is read through a descriptor
 //! that was opened before a copy-up (`run::Outcome::OldImage`), and hard links of the image in what
 //! the other system wrote (`exchange::is_linked`).
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::script::{Access, Act, Op, User};
+use crate::script::{Act, Op, User};
 use crate::seen::Attributes;
 
 /// A difference between the two.
@@ -22,8 +22,6 @@ pub(crate) struct Found<'a> {
     pub(crate) rename_failed: bool,
     /// Of what file, as Lamina sees it, if it is known.
     pub(crate) of: Option<&'a Attributes>,
-    /// How many links it has in its layer, if it comes from one and is no directory.
-    pub(crate) image_links: Option<u64>,
     /// Which of the things that are compared.
     pub(crate) what: &'static str,
     pub(crate) overlayfs: String,
@@ -63,13 +61,6 @@ pub(crate) static WANTED: [Known; 9] = [
         met: AtomicU64::new(0),
     },
     Known {
-        what: "link count of an image file of which a name was removed before any copy-up",
-        why: "overlayfs with index=on copies the file up to count; Lamina puts a whiteout and \
-              leaves the file alone",
-        is: |found| found.what == "nlink" && found.image_links.is_some_and(|links| links > 1),
-        met: AtomicU64::new(0),
-    },
-    Known {
         what: "mtime of the directory in which a rename failed",
         why: "overlayfs changes the upper before it finds that the rename is impossible",
         is: |found| {
@@ -98,15 +89,6 @@ pub(crate) static WANTED: [Known; 9] = [
             matches!(found.op, Some(Op::ReadXattrs { .. }))
                 && found.overlayfs.starts_with("Xattrs(")
                 && found.lamina.contains("code: 61,")
-        },
-        met: AtomicU64::new(0),
-    },
-    Known {
-        what: "truncate(2) to the length that a file has already changes its mtime",
-        why: "Lamina truncates an open file, for which the kernel sets the times always",
-        is: |found| {
-            let truncates = |op: &Op| matches!(op, Op::Truncate { .. });
-            found.what == "mtime" && found.lamina == "Now" && found.done.iter().any(truncates)
         },
         met: AtomicU64::new(0),
     },
@@ -154,47 +136,30 @@ pub(crate) static WANTED: [Known; 9] = [
         },
         met: AtomicU64::new(0),
     },
+    Known {
+        what: "link(2) that is refused for two reasons may give the other errno",
+        why: "the kernel looks at the setgid bit that it remembers, and a write has just cleared it",
+        is: |found| {
+            matches!(found.op, Some(Op::Link { .. }))
+                && found.overlayfs.contains("code: 13,")
+                && found.lamina.contains("code: 1,")
+        },
+        met: AtomicU64::new(0),
+    },
+    Known {
+        what: "fstat(2) of a removed image file says no link",
+        why: "as on ext4; overlayfs goes on saying what the image's file has",
+        is: |found| {
+            matches!(found.op, Some(Op::Held { act: Act::Stat, .. }))
+                && found.what == "nlink"
+                && found.lamina == "0"
+        },
+        met: AtomicU64::new(0),
+    },
 ];
 
 /// What differs, should not, and is known. Each goes when it is mended.
-pub(crate) static FAULTS: [Known; 2] = [
-    Known {
-        what: "stat(2) of another name of an image file with hard links, while the file is open",
-        why: "after the hand-over the kernel remembers the other names as the old node, whose length \
-          is the image's: nobody tells it to look them up again",
-        is: |found| {
-            let opens = |op: &Op| {
-                matches!(
-                    op,
-                    Op::Open {
-                        access: Access::ReadOnly,
-                        ..
-                    }
-                )
-            };
-            ["size", "mtime", "mode", "owner"].contains(&found.what)
-                && found.image_links.is_some_and(|links| links > 1)
-                && found.done.iter().any(opens)
-        },
-        met: AtomicU64::new(0),
-    },
-    Known {
-        what: "fchmod(2) of a removed image directory is ENOENT",
-        why: "it was never copied up and has no name any more to be copied up to; a file gets a copy \
-          without a name",
-        is: |found| {
-            matches!(
-                found.op,
-                Some(Op::Held {
-                    act: Act::Chmod { .. },
-                    ..
-                })
-            ) && found.overlayfs == "Done"
-                && found.lamina.contains("code: 2,")
-        },
-        met: AtomicU64::new(0),
-    },
-];
+pub(crate) static FAULTS: [Known; 0] = [];
 
 /// Whether a difference is in one of the tables.
 pub(crate) fn is_known(found: &Found<'_>) -> bool {

@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use crate::compare::Comparison;
 use crate::run::Finished;
+use crate::script::Script;
 use crate::seen::{self, Quirks, Seen};
-use crate::system::{Access, System};
+use crate::system::System;
+
+/// What kernel overlayfs needs to read an upper of Lamina.
+const WITHOUT_INDEX: &[(&str, &str)] =
+    &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")];
 
 /// The kernel mounts Lamina's upper, and has to show Lamina's tree.
-pub(crate) fn kernel_reads_ours(finished: Finished) -> Result<(), String> {
+pub(crate) fn kernel_reads_ours(script: &Script, finished: Finished) -> Result<(), String> {
     let Finished {
         record,
         mut mounted,
@@ -18,19 +23,25 @@ pub(crate) fn kernel_reads_ours(finished: Finished) -> Result<(), String> {
         // overlayfs does not do without a layer.
         return Ok(());
     }
-    mounted.unmount();
-    let options = [("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")];
-    mounted.layers.mount_overlay(Access::Write, &options);
-    mounted.system = System::Overlayfs;
-    let theirs = seen::tree(&mounted.path(""), Quirks::Overlayfs)
+    mounted.overlay_options = WITHOUT_INDEX;
+    mounted.switch(System::Overlayfs);
+    let mut theirs = seen::tree(&mounted.path(""), Quirks::Overlayfs)
         .map_err(|error| format!("the kernel with our upper: {error}"))?;
-    Comparison::new(&image)
-        .trees(&theirs, &record.tree, |ours| is_linked(&image, ours))
+    for (path, ours) in &record.tree {
+        // The kernel counts the link in the work directory's index too.
+        if is_linked(&image, ours)
+            && let Some(theirs) = theirs.get_mut(path)
+        {
+            theirs.attributes.nlink = ours.attributes.nlink;
+        }
+    }
+    Comparison::new(&script.ops)
+        .trees(&theirs, &record.tree, |_| false)
         .map_err(|error| format!("the kernel with our upper: {error}"))
 }
 
 /// Lamina mounts overlayfs's upper, and has to show overlayfs's tree.
-pub(crate) fn lamina_reads_theirs(finished: Finished) -> Result<(), String> {
+pub(crate) fn lamina_reads_theirs(script: &Script, finished: Finished) -> Result<(), String> {
     let Finished {
         record,
         mut mounted,
@@ -39,15 +50,12 @@ pub(crate) fn lamina_reads_theirs(finished: Finished) -> Result<(), String> {
     mounted.switch(System::Lamina { passthrough: true });
     let ours = seen::tree(&mounted.path(""), Quirks::Lamina)
         .map_err(|error| format!("Lamina with the kernel's upper: {error}"))?;
-    Comparison::new(&image)
+    Comparison::new(&script.ops)
         .trees(&record.tree, &ours, |ours| is_linked(&image, ours))
         .map_err(|error| format!("Lamina with the kernel's upper: {error}"))
 }
 
 /// Whether a file has hard links in the image.
-///
-/// With `index=off` the kernel does not know that they are one file: where one name was copied up,
-/// the others show the image's file still.
 fn is_linked(image: &BTreeMap<u64, u64>, seen: &Seen) -> bool {
     image
         .get(&seen.attributes.ino)

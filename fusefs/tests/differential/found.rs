@@ -20,31 +20,6 @@ fn passes(layers: &[&[(&'static str, Entry)]], ops: &[Op]) {
     }
 }
 
-/// The kernel went on with the attributes that it had from before the copy-up.
-#[test]
-fn a_new_link_to_an_open_image_file_left_the_old_name_behind() {
-    let (from, to) = ("c/c", "a");
-    passes(
-        &[&[(from, FILE)]],
-        &[
-            Op::Open {
-                slot: 0,
-                path: from,
-                access: ReadOnly,
-            },
-            Op::Link { from, to },
-            Op::Stat { path: from },
-            Op::Append {
-                path: to,
-                len: 1,
-                byte: 0,
-            },
-            Op::Stat { path: from },
-            Op::Read { path: from },
-        ],
-    );
-}
-
 /// It came as a SETATTR of nothing, and nothing was done.
 #[test]
 fn chown_to_nobody_left_setuid() {
@@ -100,5 +75,13 @@ fn a_file_changed_while_the_image_is_read() {
             },
             Op::Read { path: "b" },
         ],
+    );
+}
+
+#[test]
+fn names_of_an_image_file_that_went_are_not_counted() {
+    passes(
+        &[&[("c", FILE), ("a/b", Entry::HardLink { to: "c" })]],
+        &[Op::Unlink { path: "a/b" }, Op::Stat { path: "c" }],
     );
 }

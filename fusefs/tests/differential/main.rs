@@ -57,12 +57,12 @@ fn check(script: &Script) -> Result<(), String> {
     for lamina in LAMINA {
         let ours = run::run(lamina, script)?;
         let differs = |what| format!("on {lamina}: {what}");
-        compare::runs(script, &overlayfs.record, &ours.record, &ours.image).map_err(differs)?;
-        exchange::kernel_reads_ours(ours).map_err(differs)?;
+        compare::runs(script, &overlayfs.record, &ours.record).map_err(differs)?;
+        exchange::kernel_reads_ours(script, ours).map_err(differs)?;
     }
-    exchange::lamina_reads_theirs(overlayfs)?;
+    exchange::lamina_reads_theirs(script, overlayfs)?;
     let with = |error| format!("with metacopy: {error}");
-    exchange::lamina_reads_theirs(run::run_with_metacopy(script)?).map_err(with)
+    exchange::lamina_reads_theirs(script, run::run_with_metacopy(script)?).map_err(with)
 }
 
 /// As many scripts as `LAMINA_OPERATIONS` says, from the seed `LAMINA_SEED`.

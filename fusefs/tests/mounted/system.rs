@@ -347,7 +347,14 @@ impl Mounted {
 
     /// Mounts the same layers by another system.
     pub(crate) fn switch(&mut self, system: System) {
+        let union = self
+            .session
+            .as_ref()
+            .map(|session| Arc::clone(session.union()));
         self.unmount();
+        if let Some(union) = union {
+            union.settle().unwrap();
+        }
         self.system = system;
         self.mount();
     }

@@ -1,11 +1,11 @@
 //! A file without a name lives until its last handle is closed.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use rustix::fs::Mode;
 
-use crate::system::each_system;
+use crate::system::{each_lamina, each_system};
 use crate::tools::{exists, open_rw, read, read_open, write};
 
 /// Everything that can be done with an open file that has no name.
@@ -23,6 +23,21 @@ fn use_it(file: &File) {
     assert_eq!(file.metadata().unwrap().uid(), 5);
     assert_eq!(file.metadata().unwrap().nlink(), 0);
     file.sync_all().unwrap();
+}
+
+#[test]
+fn a_removed_directory_can_be_changed_through_a_descriptor() {
+    each_lamina(
+        |layers| fs::create_dir(layers.bottom("dir")).unwrap(),
+        |m| {
+            let dir = fs::File::open(m.path("dir")).unwrap();
+            fs::remove_dir(m.path("dir")).unwrap();
+            dir.set_permissions(Permissions::from_mode(0o700)).unwrap();
+            let seen = dir.metadata().unwrap();
+            assert_eq!((seen.mode() & 0o7777, seen.nlink()), (0o700, 0));
+            assert!(!m.path("dir").exists());
+        },
+    );
 }
 
 #[test]

@@ -215,6 +215,7 @@ fn serve(plan: &Plan, report: bool) -> Result<ExitCode> {
         signals::stop()?
     };
     let session = plan.mount()?;
+    let union = Arc::clone(session.union());
     if report {
         detach_from_caller()?;
     }
@@ -226,6 +227,8 @@ fn serve(plan: &Plan, report: bool) -> Result<ExitCode> {
     });
     let Some(signal) = stopped else {
         session.wait()?;
+        // The next mount may be the kernel's.
+        union.settle()?;
         return Ok(ExitCode::SUCCESS);
     };
     tracing::info!(signal, "unmounting");
@@ -235,6 +238,7 @@ fn serve(plan: &Plan, report: bool) -> Result<ExitCode> {
             plan.mountpoint.display()
         );
     }
+    union.settle()?;
     Ok(ExitCode::SUCCESS)
 }
 
