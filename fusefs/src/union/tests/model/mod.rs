@@ -151,7 +151,8 @@ impl Run {
         }
         self.driver.reopen();
         let mut candidates = vec![self.model.clone()];
-        if tried > after {
+        // What was answered is not lost.
+        if tried > after && seen.is_err() {
             candidates.push(before.clone());
             candidates.extend(between(&before, &self.model, op));
         }

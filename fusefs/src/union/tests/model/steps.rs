@@ -49,9 +49,9 @@ pub(super) fn play(steps: RangeInclusive<usize>) -> impl Strategy<Value = Play> 
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        80 => script::op().prop_map(Step::Do).boxed(),
-        12 => (changes(), changing_op()).prop_map(|(after, op)| Step::CrashIn(after, op)),
-        6 => (changes(), refusal(), changing_op())
+        70 => script::op().prop_map(Step::Do).boxed(),
+        20 => (changes(), changing_op()).prop_map(|(after, op)| Step::CrashIn(after, op)),
+        8 => (changes(), refusal(), changing_op())
             .prop_map(|(after, refusal, op)| Step::FailIn(after, refusal, op)),
         1 => Just(Step::Commit),
         1 => changes().prop_map(Step::CrashInCommit),
