@@ -216,6 +216,10 @@ impl Run {
             (Fault::FailAfter(after, _), Err(_)) if tried > after => count("refusals"),
             (_, Err(error)) => return Err(format!("seal: {error}")),
             (_, Ok(())) => {
+                if fault != Fault::Never {
+                    // Those times are not worth an error.
+                    self.model.forget_times_of_directories();
+                }
                 self.look().map_err(|why| format!("sealed: {why}"))?;
                 self.driver.put_upper_on_top();
                 self.model.commit();
