@@ -69,3 +69,34 @@ fn a_rename_that_is_refused_changes_no_time() {
         ],
     );
 }
+
+/// Random plays come here seldom.
+#[test]
+fn what_has_no_name_any_more_is_changed_by_its_handle() {
+    let held = |act| Do(Op::Held { slot: 0, act });
+    passes(
+        &[&[("a", SHORT), ("b/c", SHORT)]],
+        &[
+            Do(Op::Open {
+                slot: 0,
+                path: "a",
+                access: ReadOnly,
+            }),
+            Do(Op::Unlink { path: "a" }),
+            held(Chmod { mode: Mode(0o600) }),
+            held(Stat),
+            held(Read),
+            Do(Op::Open {
+                slot: 0,
+                path: "b",
+                access: ReadOnly,
+            }),
+            held(Sync),
+            Do(Op::Unlink { path: "b/c" }),
+            held(Sync),
+            Do(Op::Rmdir { path: "b" }),
+            held(ReadDir),
+            held(Stat),
+        ],
+    );
+}

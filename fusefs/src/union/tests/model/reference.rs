@@ -518,7 +518,8 @@ impl Model {
             nlink,
             size,
             rdev,
-            mtime: inode.mtime,
+            // What a directory held last, if only whiteouts, goes with it.
+            mtime: inode.mtime.filter(|_| nlink > 0 || !inode.is_dir()),
         }
     }
 
