@@ -178,8 +178,6 @@ impl Union {
         let handle = fh.and_then(|fh| self.handles.get(fh));
         match handle.as_deref() {
             Some(Handle::File(file)) if file.writable => resize(&file.backing.file, size)?,
-            // truncate(2) to the present length changes no times, ftruncate(2) always does.
-            _ if place.stat()?.st_size.cast_unsigned() == size => {}
             _ => resize(place.open(OFlags::WRONLY)?, size)?,
         }
         if caller.uid != 0 {
