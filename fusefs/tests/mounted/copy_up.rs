@@ -110,6 +110,45 @@ fn truncating_by_path_by_handle_and_at_open() {
     );
 }
 
+/// Gives a file a modification time long ago.
+fn make_old(path: impl AsRef<Path>) {
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+}
+
+fn is_old(path: impl AsRef<Path>) -> bool {
+    stat(path).modified().unwrap() == SystemTime::UNIX_EPOCH
+}
+
+#[test]
+fn a_truncation_of_an_image_file_changes_its_mtime() {
+    let all = [
+        ("nothing", 0),
+        ("less", 3),
+        ("more", 10),
+        ("same", 5),
+        ("open", 0),
+    ];
+    each_system(
+        |layers| {
+            for (name, _) in all {
+                write(layers.bottom(name), "image");
+                make_old(layers.bottom(name));
+            }
+        },
+        |m| {
+            let reader = File::open(m.path("open")).unwrap();
+            for (name, length) in all {
+                assert!(is_old(m.path(name)));
+                truncate(m.path(name), length).unwrap();
+                assert_eq!(stat(m.path(name)).len(), length.cast_unsigned(), "{name}");
+                assert!(!is_old(m.path(name)), "{name}");
+            }
+            drop(reader);
+        },
+    );
+}
+
 #[test]
 fn writing_in_the_middle_keeps_the_rest() {
     each_system(

@@ -38,6 +38,7 @@ mod remove;
 mod rename;
 mod session;
 mod special;
+mod statements;
 mod system;
 mod tools;
 mod unlinked;
