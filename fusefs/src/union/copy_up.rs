@@ -265,7 +265,6 @@ impl<'u> Copy<'u> {
         let path = union.image.path(image);
         let is_complete = depth != Depth::Attributes
             || attr.kind != FileKind::Regular
-            || attr.size == 0
             || path.as_os_str().len() > REDIRECT_MAX;
         let (dir, temp) = upper.work_name();
         let mut copy = Copy {

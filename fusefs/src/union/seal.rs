@@ -19,7 +19,6 @@ impl Union {
     /// Makes the upper complete without its work directory, and read-only: whoever still uses the
     /// union gets EROFS from now on. (A descriptor that was opened for writing before, with
     /// passthrough, writes without asking us.)
-    ///
     pub fn seal(&self) -> Result<()> {
         if self.upper.is_none() {
             return Ok(());

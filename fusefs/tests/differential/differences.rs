@@ -52,7 +52,7 @@ pub(crate) struct Known {
 }
 
 /// All differences on purpose.
-pub(crate) static WANTED: [Known; 10] = [
+pub(crate) static WANTED: [Known; 11] = [
     Known {
         what: "link count of a directory",
         why: "overlayfs says 1 for a merged directory; Lamina counts the directories in it, which \
@@ -94,7 +94,8 @@ pub(crate) static WANTED: [Known; 10] = [
     },
     Known {
         what: "truncate(2) to the length that a file has already changes its mtime",
-        why: "as on ext4; overlayfs leaves it where the file lies in the upper",
+        why: "as on ext4; overlayfs leaves the decision to the upper's file system, and tmpfs leaves an \
+              empty file alone",
         is: |found| {
             let truncates = |op: &Op| matches!(op, Op::Truncate { .. });
             found.what == "mtime" && found.lamina == "Now" && found.done.iter().any(truncates)
@@ -127,6 +128,35 @@ pub(crate) static WANTED: [Known; 10] = [
                 && found.done.contains(&Op::Become {
                     user: User::Unprivileged,
                 })
+        },
+        met: AtomicU64::new(0),
+    },
+    Known {
+        what: "setuid that was set while a file was open survives a write by that handle",
+        why: "with passthrough the kernel writes by itself, and with our privileges; only a handle \
+              that is opened on a file with setuid writes through us",
+        is: |found| {
+            let sets = |op: &Op| match op {
+                Op::Chmod { mode, .. }
+                | Op::Held {
+                    act: Act::Chmod { mode },
+                    ..
+                } => mode.0 & 0o6000 != 0,
+                _ => false,
+            };
+            let writes = |op: &Op| {
+                matches!(
+                    op,
+                    Op::Held {
+                        act: Act::Write { .. },
+                        ..
+                    }
+                )
+            };
+            found.what == "mode"
+                && found.of.is_some_and(|of| of.mode & 0o6000 != 0)
+                && found.done.iter().any(sets)
+                && found.done.iter().any(writes)
         },
         met: AtomicU64::new(0),
     },

@@ -42,9 +42,10 @@ impl Driver {
                 Ok(Answer::Done)
             }
             Op::Link { from, to } => {
-                let (node, _) = self.walk(from)?;
+                // linkat(2) looks the old name up first.
+                self.walk(from)?;
                 let (dir, name) = self.ends(to)?;
-                let made = self.union.link(node, dir, name)?;
+                let made = self.at(from, |union, node| union.link(node, dir, name))?;
                 self.keep(made);
                 Ok(Answer::Done)
             }
