@@ -233,7 +233,12 @@ impl Session {
 
 /// Serves until the file system is unmounted everywhere.
 fn serve(session: fuser::Session<Handler>, _ends: EndsServing) -> io::Result<()> {
-    let ended = session.run();
+    let ended = match session.run() {
+        // The last user went while a thread was taking a request: the kernel's other word for
+        // "unmounted" (fuse_dev_do_read, fs/fuse/dev.c). One that is aborted says ENODEV too.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(()),
+        ended => ended,
+    };
     match &ended {
         Ok(()) => tracing::debug!("the mount is gone"),
         Err(error) => tracing::error!(%error, "the mount is no longer served"),

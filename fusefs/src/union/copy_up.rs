@@ -95,9 +95,12 @@ impl Union {
     /// too ([`Self::attr`]): an error or a crash leaves no trace, but a crash may leave it with the
     /// times of the copy.
     fn copy_up_data(&self, node: &Arc<Node>, depth: Depth) -> Result<Arc<Node>> {
-        let _names = self.names.read();
         let image = node.image().ok_or(Error::NotFound)?;
-        let place = self.upper_place(node)?;
+        let place = {
+            // By descriptor: the file may be renamed while its data come, which may take long.
+            let _names = self.names.read();
+            Place::Fd(Arc::new(self.upper_place(node)?.open_path()?))
+        };
         let before = crate::sys::attr_of(&place.stat()?, node.ino);
         let capability = place.xattr(OsStr::new(CAPABILITY))?;
         // Writing changes times and takes capabilities away, and is not what the caller did.
@@ -115,6 +118,7 @@ impl Union {
             }
             return Err(error);
         }
+        let _names = self.names.read();
         Ok(self.hand_over(node, |state| state.image = None))
     }
 
