@@ -18,13 +18,13 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, ope
 
 use crate::system::{Access, Layers, System};
 use crate::tools::{
-    Seen, append, chmod, fails, lchown, mode, read, set_xattr, stat, tree_without_inodes, write,
+    Seen, USER, acl_with_user, append, chmod, fails, lchown, mode, read, set_xattr, stat,
+    tree_without_inodes, write,
 };
 
 /// User 0 of the disk is this user of the mount, and so on.
 const SHIFT: u32 = 100_000;
 const LENGTH: u32 = 65_536;
-const USER: u32 = 1000;
 
 /// A user namespace that shifts users and groups.
 fn shifting_namespace() -> File {
@@ -117,38 +117,29 @@ fn sh_as(user: u32, directory: &Path, script: &str) -> bool {
         .success()
 }
 
-/// An ACL that lets user 1000 of the disk read and write.
-fn acl() -> Vec<u8> {
-    const NOBODY: u32 = u32::MAX;
-    let entries: [(u16, u16, u32); 5] = [
-        (0x01, 7, NOBODY),
-        (0x02, 6, USER),
-        (0x04, 4, NOBODY),
-        (0x10, 6, NOBODY),
-        (0x20, 0, NOBODY),
-    ];
-    let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        acl.extend(tag.to_le_bytes());
-        acl.extend(permissions.to_le_bytes());
-        acl.extend(id.to_le_bytes());
-    }
-    acl
-}
-
 /// What is there before.
 fn fill(root: &Path) {
     write(root.join("roots"), "image");
     write(root.join("users"), "image");
     lchown(root.join("users"), USER, USER);
     write(root.join("listed"), "image");
-    set_xattr(root.join("listed"), "system.posix_acl_access", &acl()).unwrap();
+    set_xattr(
+        root.join("listed"),
+        "system.posix_acl_access",
+        &acl_with_user(),
+    )
+    .unwrap();
     for (name, mode) in [("open", 0o777), ("group", 0o2777), ("acl", 0o777)] {
         fs::create_dir(root.join(name)).unwrap();
         chmod(root.join(name), mode);
     }
     lchown(root.join("group"), 0, 77);
-    set_xattr(root.join("acl"), "system.posix_acl_default", &acl()).unwrap();
+    set_xattr(
+        root.join("acl"),
+        "system.posix_acl_default",
+        &acl_with_user(),
+    )
+    .unwrap();
     for name in ["written", "cut"] {
         write(root.join(name), "#!");
         lchown(root.join(name), USER, USER);

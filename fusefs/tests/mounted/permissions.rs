@@ -9,28 +9,9 @@ use lamina_fusefs::session::{KernelFeatures, SessionOptions};
 
 use crate::system::{Access, Layers, System, each_system};
 use crate::tools::{
-    USER, append, chmod, lchown, mode, read, set_xattr, sh, sh_as_user, stat, write, xattr,
-    xattr_names,
+    USER, acl_with_user, append, chmod, lchown, mode, read, set_xattr, sh, sh_as_user, stat, write,
+    xattr, xattr_names,
 };
-
-/// The default ACL `u::rwx,u:1000:rw-,g::r--,m::rw-,o::---`, as the kernel keeps it in an xattr.
-fn default_acl() -> Vec<u8> {
-    const NOBODY: u32 = u32::MAX;
-    let entries: [(u16, u16, u32); 5] = [
-        (0x01, 7, NOBODY),
-        (0x02, 6, USER),
-        (0x04, 4, NOBODY),
-        (0x10, 6, NOBODY),
-        (0x20, 0, NOBODY),
-    ];
-    let mut acl = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        acl.extend(tag.to_le_bytes());
-        acl.extend(permissions.to_le_bytes());
-        acl.extend(id.to_le_bytes());
-    }
-    acl
-}
 
 #[test]
 fn umask_applies() {
@@ -56,13 +37,18 @@ fn a_default_acl_is_inherited_and_replaces_the_umask() {
             set_xattr(
                 layers.bottom("lower"),
                 "system.posix_acl_default",
-                &default_acl(),
+                &acl_with_user(),
             )
             .unwrap();
         },
         |m| {
             fs::create_dir(m.path("upper")).unwrap();
-            set_xattr(m.path("upper"), "system.posix_acl_default", &default_acl()).unwrap();
+            set_xattr(
+                m.path("upper"),
+                "system.posix_acl_default",
+                &acl_with_user(),
+            )
+            .unwrap();
             for name in ["lower", "upper"] {
                 let dir = m.path(name);
                 assert!(sh(&dir, "umask 077; echo > file; mkdir sub; mkfifo fifo"));
@@ -71,7 +57,7 @@ fn a_default_acl_is_inherited_and_replaces_the_umask() {
                 assert_eq!(mode(dir.join("sub")), 0o760, "{name}");
                 assert_eq!(xattr_names(dir.join("file")), ["system.posix_acl_access"]);
                 let inherited = xattr(dir.join("sub"), "system.posix_acl_default").unwrap();
-                assert_eq!(inherited, default_acl());
+                assert_eq!(inherited, acl_with_user());
                 // The ACL lets the user in, the mode alone would not.
                 chmod(&dir, 0o755);
                 assert!(sh_as_user(&dir, "cat file > /dev/null && echo x >> file"));
@@ -88,7 +74,7 @@ fn chmod_changes_the_acl_mask() {
             set_xattr(
                 layers.bottom("dir"),
                 "system.posix_acl_default",
-                &default_acl(),
+                &acl_with_user(),
             )
             .unwrap();
             chmod(layers.bottom("dir"), 0o755);

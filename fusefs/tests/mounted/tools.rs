@@ -17,6 +17,25 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// The user and group that have no privilege.
 pub(crate) const USER: u32 = 1000;
 
+/// The ACL `u::rwx,u:1000:rw-,g::r--,m::rw-,o::---`, as the kernel keeps it in an xattr.
+pub(crate) fn acl_with_user() -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let entries: [(u16, u16, u32); 5] = [
+        (0x01, 7, NOBODY),
+        (0x02, 6, USER),
+        (0x04, 4, NOBODY),
+        (0x10, 6, NOBODY),
+        (0x20, 0, NOBODY),
+    ];
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(permissions.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    acl
+}
+
 /// Writes a file, with its parent directories.
 pub(crate) fn write(path: impl AsRef<Path>, data: impl AsRef<[u8]>) {
     if let Some(parent) = path.as_ref().parent() {
