@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -56,7 +56,7 @@ fn whole_root(args: &CheckArgs) -> Result<ExitCode> {
     Ok(report(&findings, problems, &shown))
 }
 
-fn one_upper(upper: &PathBuf, args: &CheckArgs) -> Result<ExitCode> {
+fn one_upper(upper: &Path, args: &CheckArgs) -> Result<ExitCode> {
     let lower = match &args.lower {
         Some(lower) => layers(lower.as_bytes())?,
         None => Vec::new(),
