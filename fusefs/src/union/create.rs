@@ -105,6 +105,10 @@ impl Union {
         }
         self.copy_up_dir(&parent)?;
         let _names = self.names.write();
+        if node.is_superseded() {
+            // Its data came up meanwhile.
+            return Err(Error::HandedOver);
+        }
         let dir = self.upper_dir(&parent)?;
         let place = self.upper_place(&node)?;
         let free = self.free_name(&parent, &dir, name)?;

@@ -148,6 +148,11 @@ impl Union {
     /// Where a node's file is in the upper; `None` if it is in the image alone.
     fn place(&self, node: &Node) -> Result<Option<Place>> {
         let state = node.state.lock();
+        if let Some(next) = state.successor.clone() {
+            // It was handed over since the caller looked; the file is the same.
+            drop(state);
+            return self.place(&next);
+        }
         if let Some(orphan) = &state.orphan {
             return Ok(Some(Place::Fd(Arc::clone(orphan))));
         }

@@ -111,6 +111,8 @@ impl Union {
         }
 
         let _names = self.names.write();
+        // Its data may have come up meanwhile, and another node with them; from here on none does.
+        let moved = moved.current();
         let from = self.end(parent, name)?;
         let to = self.end(new_parent, new_name)?;
         self.materialise_end(&moved, &from)?;

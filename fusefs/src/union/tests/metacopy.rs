@@ -266,3 +266,36 @@ fn one_whose_data_are_nowhere_is_an_error_and_not_zeros() {
     let refused = union.lookup(NodeId::ROOT, OsStr::new("outside"));
     assert_eq!(refused.unwrap_err().errno(), rustix::io::Errno::IO);
 }
+
+/// Both threads begin with one node; whoever is second must see what the first has done to it.
+#[test]
+fn a_rename_and_a_write_at_once_both_happen() {
+    for _ in 0..200 {
+        let bed = Bed::new();
+        bed.lower("file", "image");
+        let union = bed.union();
+        let node = walk(&union, "file").node;
+        let reader = union.open(ROOT, node, OFlags::RDONLY).unwrap();
+        chmod(&union, "file", 0o600);
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                let refused = union.open(ROOT, node, OFlags::RDWR).unwrap_err();
+                assert!(matches!(refused, Error::HandedOver), "{refused}");
+            });
+            scope.spawn(|| {
+                start.wait();
+                rename(&union, "file", "moved");
+                chmod(&union, "moved", 0o640);
+            });
+        });
+        let moved = walk(&union, "moved");
+        assert_eq!((moved.attr.perm, moved.attr.size), (0o640, 5));
+        write(&union, "moved", "I");
+        assert_eq!(read(&union, "moved"), "Image");
+        let old = union.lookup(NodeId::ROOT, OsStr::new("file")).unwrap();
+        assert!(old.is_none());
+        union.release(reader.fh);
+    }
+}
