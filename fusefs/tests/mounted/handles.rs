@@ -8,6 +8,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -90,6 +92,11 @@ fn a_handle_opens_its_file_whatever_its_name() {
                 assert_eq!(read_open(&handle.open(&mount).unwrap()), format!("{name}!"));
                 drop(held);
                 fs::remove_file(m.path("renamed")).unwrap();
+                // The kernel keeps the inode until our thread has taken its RELEASE.
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while handle.open(&mount).is_ok() && Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(5));
+                }
                 fails(handle.open(&mount), Errno::STALE);
             }
         },
@@ -125,10 +132,14 @@ fn a_handle_never_opens_another_file() {
             let mut old = Vec::new();
             for round in 0..50 {
                 let path = m.path(&format!("file{round}"));
-                write(&path, "x");
+                write(&path, round.to_string());
                 let held = File::open(&path).unwrap();
-                for handle in &mut old {
-                    fails(Handle::open(handle, &mount), Errno::STALE);
+                for (number, handle) in old.iter_mut().enumerate() {
+                    match Handle::open(handle, &mount) {
+                        // The kernel has not let go of the removed one yet.
+                        Ok(removed) => assert_eq!(read_open(&removed), number.to_string()),
+                        refused => fails(refused, Errno::STALE),
+                    }
                 }
                 old.push(Handle::of(&held).unwrap());
                 drop(held);
