@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::fs::{self, Permissions};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lamina_fusefs::Error;
 use lamina_fusefs::image::Image;
 use lamina_fusefs::layer::{DirLayer, Layer};
 use lamina_fusefs::session::{KernelFeatures, Session, SessionOptions};
@@ -223,7 +225,19 @@ impl Layers {
 
     /// Serves the layers by Lamina.
     pub(crate) fn mount_lamina(&self, access: Access, options: &SessionOptions) -> Session {
-        self.try_mount_lamina(access, options).unwrap()
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.try_mount_lamina(access, options) {
+                // A process that another test is starting has our descriptors until it runs its
+                // program, and with them the last mount's lock.
+                Err(Error::Path { source, .. })
+                    if source.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
+                {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                mounted => return mounted.unwrap(),
+            }
+        }
     }
 
     /// The same where the mount may fail.
@@ -239,7 +253,7 @@ impl Layers {
         let image = Image::new(lowers.collect()).unwrap();
         let upper = match access {
             Access::ReadOnly => None,
-            Access::Write => Some(Upper::open(&self.upper(), &self.work()).unwrap()),
+            Access::Write => Some(Upper::open(&self.upper(), &self.work())?),
         };
         let union = Arc::new(Union::new(image, upper).unwrap());
         Session::mount(union, &self.mountpoint(), options)
