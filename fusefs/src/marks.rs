@@ -45,8 +45,6 @@ const ESCAPED_WHITEOUT_FILE: &str = "trusted.overlay.overlay.whiteout";
 
 /// What the kernel also writes to an opaque mark: the directory holds whiteouts that are xattrs.
 const OPAQUE_XWHITEOUTS: &[u8] = b"x";
-/// `struct ovl_metacopy` without a digest: version, length, flags, algorithm.
-const METACOPY_HEADER: usize = 4;
 
 /// A mark that is an xattr, for whoever judges the values themselves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -97,14 +95,10 @@ impl Mark {
             // Empty: copied up from a file system without handles.
             Mark::Origin => value.is_empty() || decode_origin(value).is_some(),
             Mark::Impure => value == b"y",
-            Mark::Metacopy => match value {
-                [] => true,
-                [version, len, flags, ..] => {
-                    let whole = value.len() >= METACOPY_HEADER && usize::from(*len) == value.len();
-                    *version == 0 && *flags == 0 && whole
-                }
-                _ => false,
-            },
+            // No flag is defined yet.
+            Mark::Metacopy => {
+                is_metacopy_value(value) && value.get(2).is_none_or(|flags| *flags == 0)
+            }
             Mark::Nlink => parse_nlink(value).is_some(),
         }
     }
@@ -184,7 +178,7 @@ pub(crate) fn belongs_to_device(stored: &OsStr) -> bool {
 
 /// Whether a directory of a layer holds files that are whiteouts.
 pub(crate) fn holds_whiteout_files(dir: &Place) -> Result<bool, Errno> {
-    Ok(dir.xattr(OsStr::new(OPAQUE))?.as_deref() == Some(b"x"))
+    Ok(dir.xattr(OsStr::new(OPAQUE))?.as_deref() == Some(OPAQUE_XWHITEOUTS))
 }
 
 /// Whether a file in such a directory is a whiteout.

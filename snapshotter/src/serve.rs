@@ -109,29 +109,24 @@ impl Mounter for FuseMounter {
             ..SessionOptions::default()
         };
         let union = Arc::new(Union::new(image, upper)?);
-        let session = Session::mount(Arc::clone(&union), plan.at, &options)?;
-        Ok(Box::new(Served { session, union }))
+        let session = Session::mount(union, plan.at, &options)?;
+        Ok(Box::new(session))
     }
 }
 
-/// A session and the union that it serves, which outlives it for the sealing.
-struct Served {
-    session: Session,
-    union: Arc<Union>,
-}
-
-impl Running for Served {
+impl Running for Session {
     fn is_alive(&self) -> bool {
-        self.session.is_alive()
+        Session::is_alive(self)
     }
 
     fn unmount(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool> {
-        self.session.unmount(patience)
+        Session::unmount(*self, patience)
     }
 
     fn seal(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool> {
-        let gone = self.session.unmount(patience)?;
-        self.union.seal()?;
+        let union = Arc::clone(self.union());
+        let gone = Session::unmount(*self, patience)?;
+        union.seal()?;
         Ok(gone)
     }
 }

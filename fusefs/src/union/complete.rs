@@ -12,24 +12,21 @@ use crate::inode::Node;
 use crate::marks;
 use crate::sys::dir::{RawEntry, read_dir};
 use crate::sys::place::Place;
-use crate::types::{FileKind, NodeId};
+use crate::types::FileKind;
 
 impl Union {
     /// Copies up the data of all metacopy files. A list and no recursion: how deep the tree is, is
     /// up to the container.
     pub(super) fn copy_up_all_data(&self) -> Result<()> {
-        let mut pending: Vec<Option<Held<'_>>> = vec![None];
+        let mut pending = vec![Held::root(self)?];
         while let Some(held) = pending.pop() {
-            let dir = match &held {
-                Some(held) => held.current()?,
-                None => self.node(NodeId::ROOT)?,
-            };
+            let dir = held.current()?;
             let Some((upper, entries)) = self.upper_entries(&dir)? else {
                 continue;
             };
             for entry in entries {
                 match entry.kind {
-                    FileKind::Directory => pending.push(Some(self.hold(&dir, &entry.name)?)),
+                    FileKind::Directory => pending.push(self.hold(&dir, &entry.name)?),
                     FileKind::Regular if marks::is_metacopy(&Place::at(&upper, &entry.name))? => {
                         let file = self.hold(&dir, &entry.name)?;
                         self.copy_up(&file.current()?, Depth::Data)?;

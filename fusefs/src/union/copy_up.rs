@@ -405,22 +405,3 @@ fn special(kind: FileKind) -> FileType {
         FileKind::Symlink => FileType::Symlink,
     }
 }
-
-/// Whether a name in a directory is free in the upper, taken, or held by a whiteout.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum UpperName {
-    Free,
-    Whiteout,
-    Taken,
-}
-
-/// What the upper has at a name.
-pub(super) fn upper_name(dir: &OwnedFd, name: &OsStr) -> Result<UpperName> {
-    use rustix::fs::{AtFlags, statat};
-    match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) if marks::is_whiteout(&stat) => Ok(UpperName::Whiteout),
-        Ok(_) => Ok(UpperName::Taken),
-        Err(Errno::NOENT) => Ok(UpperName::Free),
-        Err(error) => Err(error.into()),
-    }
-}

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::copy_up::{Depth, UpperName, upper_name};
+use super::copy_up::Depth;
 use super::device::stands_for_device;
+use super::remove::stat_if_any;
 use super::resolve::Found;
 use super::{Opened, Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::{Backing, Node};
-use crate::marks::WHITEOUT_DEVICE;
+use crate::marks::{self, WHITEOUT_DEVICE};
 use crate::sys::attr_of;
 use crate::sys::caller::as_caller;
 use crate::sys::change;
@@ -118,8 +119,8 @@ impl Union {
             self.writable()?.links().count_with_upper(&link)?;
         }
         match free {
-            UpperName::Whiteout => self.writable()?.link_over(&place, &dir, name)?,
-            UpperName::Free | UpperName::Taken => place.link_to(&dir, name)?,
+            FreeName::Whiteout => self.writable()?.link_over(&place, &dir, name)?,
+            FreeName::Free => place.link_to(&dir, name)?,
         }
         // One reference more, for the new name.
         let attr = self.attr(&node)?;
@@ -147,8 +148,8 @@ impl Union {
         let _names = self.names.read();
         let dir = self.upper_dir(&parent)?;
         let made = match self.free_name(&parent, &dir, name)? {
-            UpperName::Free | UpperName::Taken => as_caller(caller, || make(&dir, name))?,
-            UpperName::Whiteout => {
+            FreeName::Free => as_caller(caller, || make(&dir, name))?,
+            FreeName::Whiteout => {
                 let stage = self.writable()?.stage(&dir)?;
                 let made = as_caller(caller, || make(stage.dir(), name))?;
                 stage.publish(name, &dir, name, is_dir)?;
@@ -170,17 +171,12 @@ impl Union {
     }
 
     /// Refuses a name that the union shows already; else says whether a whiteout holds it.
-    pub(super) fn free_name(
-        &self,
-        parent: &Node,
-        dir: &OwnedFd,
-        name: &OsStr,
-    ) -> Result<UpperName> {
-        match upper_name(dir, name)? {
-            UpperName::Taken => Err(Error::Exists),
-            UpperName::Whiteout => Ok(UpperName::Whiteout),
-            UpperName::Free if self.image_entry(parent, name)?.is_some() => Err(Error::Exists),
-            UpperName::Free => Ok(UpperName::Free),
+    pub(super) fn free_name(&self, parent: &Node, dir: &OwnedFd, name: &OsStr) -> Result<FreeName> {
+        match stat_if_any(dir, name)? {
+            Some(stat) if marks::is_whiteout(&stat) => Ok(FreeName::Whiteout),
+            Some(_) => Err(Error::Exists),
+            None if self.image_entry(parent, name)?.is_some() => Err(Error::Exists),
+            None => Ok(FreeName::Free),
         }
     }
 
@@ -204,4 +200,13 @@ impl Union {
 
 fn permissions(mode: u32) -> Mode {
     Mode::from_raw_mode(mode & 0o7777)
+}
+
+/// How a name that the union does not show is free in the upper.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum FreeName {
+    /// Nothing is there.
+    Free,
+    /// A whiteout holds it.
+    Whiteout,
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::copy_up::UpperName;
+use super::create::FreeName;
 use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::Node;
@@ -41,8 +41,8 @@ impl Union {
         let held = self.free_name(&parent, &dir, name)?;
         let stage = self.stage_device(caller, &parent, &dir, name, mode)?;
         match held {
-            UpperName::Whiteout => stage.publish(name, &dir, name, false)?,
-            UpperName::Free | UpperName::Taken => {
+            FreeName::Whiteout => stage.publish(name, &dir, name, false)?,
+            FreeName::Free => {
                 renameat_with(stage.dir(), name, &dir, name, RenameFlags::NOREPLACE)?;
             }
         }

@@ -20,7 +20,6 @@ impl Union {
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         let parent = self.removable(parent, name)?;
-        self.copy_up_if_linked(&parent, name)?;
         let _names = self.names.write();
         let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
         if found.attr.kind == FileKind::Directory {
@@ -77,16 +76,21 @@ impl Union {
         Ok(())
     }
 
-    /// The directory of a name that is to be removed, in the upper.
+    /// The directory of a name that is to be removed, in the upper. A file with hard links in the
+    /// image is there too: see [`Self::copy_up_if_linked`].
     fn removable(&self, parent: NodeId, name: &OsStr) -> Result<Arc<Node>> {
         check_name(name)?;
         let parent = self.dir_node(parent)?;
         self.writable()?;
-        {
+        let linked = {
             let _names = self.names.read();
-            self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
-        }
+            let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
+            is_linked_in_image(&found)
+        };
         self.copy_up_dir(&parent)?;
+        if linked {
+            self.copy_up_linked(&parent, name)?;
+        }
         Ok(parent)
     }
 
@@ -95,13 +99,17 @@ impl Union {
     pub(super) fn copy_up_if_linked(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
         let linked = {
             let _names = self.names.read();
-            self.resolve(parent, name)?.is_some_and(|found| {
-                !found.upper && found.attr.kind != FileKind::Directory && found.attr.nlink > 1
-            })
+            self.resolve(parent, name)?
+                .is_some_and(|found| is_linked_in_image(&found))
         };
         if linked {
-            self.copy_up(&self.hold(parent, name)?.current()?, Depth::Attributes)?;
+            self.copy_up_linked(parent, name)?;
         }
+        Ok(())
+    }
+
+    fn copy_up_linked(&self, parent: &Arc<Node>, name: &OsStr) -> Result<()> {
+        self.copy_up(&self.hold(parent, name)?.current()?, Depth::Attributes)?;
         Ok(())
     }
 
@@ -193,6 +201,11 @@ impl Union {
         let gone = self.writable()?.links().remove_if_unused(link)?;
         Ok(gone.then_some(file))
     }
+}
+
+/// Whether a name is one of several of a file that only the image has.
+fn is_linked_in_image(found: &Found) -> bool {
+    !found.upper && found.attr.kind != FileKind::Directory && found.attr.nlink > 1
 }
 
 /// A name that is about to go.

@@ -142,14 +142,9 @@ impl Upper {
         } else {
             renameat(work, &temp, dir, name)
         };
-        match result {
-            Ok(()) => self.discard(&temp),
-            Err(error) => {
-                self.discard(&temp);
-                return Err(error);
-            }
-        }
-        Ok(())
+        // What was replaced, or the whiteout that was not put there.
+        self.discard(&temp);
+        result
     }
 
     /// Gives a file the name that a whiteout holds, in one step.

@@ -166,6 +166,22 @@ pub(super) trait Rules {
     }
 }
 
+/// The record of a key, in the table of either kind of transaction.
+fn find(
+    path: &Path,
+    snapshots: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<Info>> {
+    let found = snapshots.get(key).map_err(fault(path))?;
+    let record = found
+        .map(|bytes| decode(path, key, bytes.value()))
+        .transpose()?;
+    Ok(record.map(|record| Info {
+        key: key.to_owned(),
+        record,
+    }))
+}
+
 /// What a read transaction sees.
 pub(super) struct Reader<'a> {
     path: &'a Path,
@@ -179,14 +195,7 @@ impl Rules for Reader<'_> {
     }
 
     fn get(&self, key: &str) -> Result<Option<Info>> {
-        let found = self.snapshots.get(key).map_err(fault(self.path))?;
-        let record = found
-            .map(|bytes| decode(self.path, key, bytes.value()))
-            .transpose()?;
-        Ok(record.map(|record| Info {
-            key: key.to_owned(),
-            record,
-        }))
+        find(self.path, &self.snapshots, key)
     }
 }
 
@@ -283,14 +292,7 @@ impl Rules for Writer<'_, '_> {
     }
 
     fn get(&self, key: &str) -> Result<Option<Info>> {
-        let found = self.snapshots.get(key).map_err(fault(self.path))?;
-        let record = found
-            .map(|bytes| decode(self.path, key, bytes.value()))
-            .transpose()?;
-        Ok(record.map(|record| Info {
-            key: key.to_owned(),
-            record,
-        }))
+        find(self.path, &self.snapshots, key)
     }
 }
 
