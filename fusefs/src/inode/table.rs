@@ -64,6 +64,13 @@ impl NodeTable {
         self.inner.lock().by_ino.get(&ino).cloned()
     }
 
+    /// Takes one reference to a node that is known.
+    pub(crate) fn refer(&self, node: &Node) {
+        if let Some(slot) = self.inner.lock().by_id.get_mut(&node.id) {
+            slot.lookups += 1;
+        }
+    }
+
     /// Finds the node of an inode under one more name, or makes it; takes one reference.
     pub(crate) fn find_or_insert(
         &self,

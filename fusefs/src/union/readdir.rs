@@ -44,8 +44,9 @@ impl Union {
         })
     }
 
-    /// The same with the entry looked up (`None` for `.` and `..`, and where that failed); the client holds a reference to
-    /// each entry for which `visit` answered true.
+    /// The same with the entry looked up; the client holds a reference to each entry for which
+    /// `visit` answered true. `None` for `.` and `..`, where looking up failed, and for what was
+    /// removed since the listing was taken.
     pub fn readdirplus(
         &self,
         fh: Fh,
@@ -60,32 +61,53 @@ impl Union {
                     }
                     continue;
                 }
-                let found = {
-                    let _names = self.names.read();
-                    // What was removed since the listing was taken is left out.
-                    match self.resolve(&dir.node, &entry.name) {
-                        Ok(None) => continue,
-                        Ok(Some(found)) => self.entry(&dir.node, &entry.name, found),
-                        Err(error) => Err(error),
+                let found = self.look_up_listed(&dir.node, entry);
+                if !visit(entry, found.as_ref()) {
+                    if let Some(found) = found {
+                        self.forget(found.node, 1);
                     }
-                };
-                let found = match found {
-                    Ok(found) => found,
-                    // The others are to be seen all the same.
-                    Err(error) => {
-                        tracing::warn!(name = ?entry.name, %error, "an entry can't be looked up");
-                        if visit(entry, None) {
-                            continue;
-                        }
-                        break;
-                    }
-                };
-                if !visit(entry, Some(&found)) {
-                    self.forget(found.node, 1);
                     break;
                 }
             }
             Ok(())
+        })
+    }
+
+    /// Looks up an entry of a listing.
+    fn look_up_listed(&self, dir: &Arc<Node>, listed: &DirEntry) -> Option<Entry> {
+        let _names = self.names.read();
+        let found = match self.resolve(dir, &listed.name) {
+            Ok(Some(found)) => self.entry(dir, &listed.name, found),
+            Ok(None) => return self.renamed_since(listed),
+            Err(error) => Err(error),
+        };
+        // The others are to be seen all the same.
+        found
+            .inspect_err(|error| {
+                tracing::warn!(name = ?listed.name, %error, "an entry can't be looked up");
+            })
+            .ok()
+    }
+
+    /// A file that had the listed name when the listing was taken, and has another now. The
+    /// listing has its old name alone, so leaving that out would lose the file. It may not be
+    /// remembered under this name. (A directory could not be either, and has one name.)
+    fn renamed_since(&self, listed: &DirEntry) -> Option<Entry> {
+        if listed.kind == FileKind::Directory {
+            return None;
+        }
+        let node = self.nodes.by_ino(listed.ino)?;
+        let has_a_name = node.kind == listed.kind && !node.state.lock().names.is_empty();
+        if !has_a_name {
+            return None;
+        }
+        let mut attr = self.attr(&node).ok()?;
+        attr.cacheable = false;
+        self.nodes.refer(&node);
+        Some(Entry {
+            node: node.id,
+            generation: node.generation,
+            attr,
         })
     }
 

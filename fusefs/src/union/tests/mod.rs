@@ -3,6 +3,7 @@
 mod devices;
 mod durability;
 mod faults;
+mod listing;
 mod metacopy;
 mod model;
 #[path = "../../../tests/script/mod.rs"]
