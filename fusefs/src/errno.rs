@@ -27,8 +27,8 @@ impl Error {
             // is not known any more is the same situation (path_openat, fs/namei.c).
             Error::HandedOver | Error::UnknownNode(_) => Errno::STALE,
             Error::UnknownHandle(_) => Errno::BADF,
-            // The layer is damaged: the same answer as for a damaged disk.
-            Error::BadLayer { .. } => Errno::IO,
+            // The layer or the index is damaged: the same answer as for a damaged disk.
+            Error::BadLayer { .. } | Error::BadIndex { .. } => Errno::IO,
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::index::Flaw;
 use crate::types::{Fh, NodeId};
 
 /// The result of an operation of the union.
@@ -84,6 +85,21 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// An index can't be used, and has to be made again.
+    #[error("index {path}: {flaw}", path = .path.display())]
+    BadIndex {
+        /// Its file; for one that was never written, the layer's directory.
+        path: PathBuf,
+        /// Why.
+        flaw: Flaw,
+    },
+}
+
+impl From<Flaw> for Error {
+    /// For a flaw that is found before there is a file.
+    fn from(flaw: Flaw) -> Self {
+        flaw.of(std::path::Path::new(""))
+    }
 }
 
 impl From<rustix::io::Errno> for Error {

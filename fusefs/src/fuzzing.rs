@@ -1,4 +1,4 @@
-//! The parsers of what layers and uppers say, for `fuzz/`. Only there in builds for fuzzing.
+//! The parsers of what layers, uppers and indexes say, for `fuzz/`. Only there in builds for fuzzing.
 //!
 //! Each function takes any bytes, and panics if what was read breaks a rule that the rest of the
 //! union rests on.
@@ -79,4 +79,9 @@ pub fn index_name(name: &[u8]) {
     }
     // A name for these bytes leads back to them.
     assert_eq!(from_hex(&to_hex(name)).as_deref(), Some(name));
+}
+
+/// An index: what is accepted can be read, and is one tree.
+pub fn index(bytes: &[u8]) {
+    crate::index::asked::seal_and_ask(bytes);
 }

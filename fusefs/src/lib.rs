@@ -7,6 +7,7 @@
 //!   and what a change does to the upper.
 //! - [`inode`] keeps the node table, the open handles and their backing files.
 //! - [`image`] merges layers to one immutable tree that every container of the image shares.
+//! - [`index`] keeps a layer or an image in one file that is mapped into memory.
 //! - [`layer`] is where a layer's entries and bytes come from.
 //! - [`upper`] is the one mutable place: what a container wrote, in overlayfs's format.
 //! - [`check`] looks whether an upper fits its layers, and says what is wrong with it.
@@ -21,6 +22,7 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod image;
+pub mod index;
 pub mod inode;
 pub mod layer;
 mod marks;

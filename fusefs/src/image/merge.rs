@@ -10,7 +10,8 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use super::{Children, Image, ImageId, Node};
+use super::lazy::{Children, Lazy, Node};
+use super::{ImageId, Tree};
 use crate::error::{Error, Result};
 use crate::layer::{Below, EntryKind};
 use crate::types::FileKind;
@@ -31,7 +32,7 @@ pub(super) struct Part {
 type Targets = HashMap<(usize, PathBuf), Vec<Part>>;
 
 /// The parts of a directory, the topmost first.
-pub(super) fn parts<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'n [Part]> {
+pub(super) fn parts<'n>(image: &Lazy, id: ImageId, node: &'n Node) -> Result<&'n [Part]> {
     if let Some(parts) = node.parts.get() {
         return Ok(parts);
     }
@@ -47,7 +48,7 @@ pub(super) fn parts<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'
 
 /// Where the data of a regular file are: in its own layer, or below, if that has the attributes
 /// alone (metacopy).
-pub(super) fn data<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'n Part> {
+pub(super) fn data<'n>(image: &Lazy, id: ImageId, node: &'n Node) -> Result<&'n Part> {
     if node.kind != FileKind::Regular {
         return Err(Error::Invalid);
     }
@@ -61,7 +62,7 @@ pub(super) fn data<'n>(image: &Image, id: ImageId, node: &'n Node) -> Result<&'n
         .ok_or(Error::NotFound)
 }
 
-fn find_data(image: &Image, id: ImageId) -> Result<Part> {
+fn find_data(image: &Lazy, id: ImageId) -> Result<Part> {
     let node = image.node(id);
     let (layer, path) = image.source(id)?.ok_or(Error::NotFound)?;
     let top = (layer, path.clone());
@@ -71,7 +72,7 @@ fn find_data(image: &Image, id: ImageId) -> Result<Part> {
     let mut targets = Targets::new();
     // Each round goes on in a lower layer, so this ends.
     loop {
-        match image.layers[at.layer].data(&at.path)? {
+        match image.stack.layers[at.layer].data(&at.path)? {
             Below::Nothing => return Ok(at),
             Below::SamePath => {}
             Below::Sibling(other) => name = other,
@@ -82,7 +83,7 @@ fn find_data(image: &Image, id: ImageId) -> Result<Part> {
             }
         }
         at = next_file(image, &dirs, at.layer, &name)?.ok_or_else(|| Error::BadLayer {
-            layer: image.layers[top.0].name().to_owned(),
+            layer: image.stack.layers[top.0].name().to_owned(),
             path: top.1.clone(),
             what: "its data should be in a layer below, and are not",
         })?;
@@ -90,10 +91,10 @@ fn find_data(image: &Image, id: ImageId) -> Result<Part> {
 }
 
 /// The regular file `name` in the topmost of the directories that know the name, below a layer.
-fn next_file(image: &Image, dirs: &[Part], below: usize, name: &OsStr) -> Result<Option<Part>> {
+fn next_file(image: &Lazy, dirs: &[Part], below: usize, name: &OsStr) -> Result<Option<Part>> {
     for dir in dirs.iter().filter(|dir| dir.layer > below) {
         let path = dir.path.join(name);
-        match image.layers[dir.layer].entry(&path)? {
+        match image.stack.layers[dir.layer].entry(&path)? {
             None => {}
             Some(EntryKind::File(FileKind::Regular)) => {
                 let layer = dir.layer;
@@ -106,14 +107,14 @@ fn next_file(image: &Image, dirs: &[Part], below: usize, name: &OsStr) -> Result
 }
 
 /// The merged entries of a directory. Their nodes are made here.
-pub(super) fn children(image: &Image, id: ImageId, node: &Node) -> Result<Children> {
+pub(super) fn children(image: &Lazy, id: ImageId, node: &Node) -> Result<Children> {
     if node.kind != FileKind::Directory {
         return Err(Error::NotDirectory);
     }
     // First decide, without numbers: of all layers that know a name the topmost decides.
     let mut decided = HashMap::new();
     for part in parts(image, id, node)? {
-        for entry in image.layers[part.layer].read_dir(&part.path)? {
+        for entry in image.stack.layers[part.layer].read_dir(&part.path)? {
             decided
                 .entry(entry.name)
                 .or_insert((part.layer, entry.kind, entry.ino));
@@ -131,7 +132,10 @@ pub(super) fn children(image: &Image, id: ImageId, node: &Node) -> Result<Childr
             name: name.clone(),
             kind,
             layer: Some(layer),
-            ino: image.inos.map(image.layers[layer].device(), ino.0),
+            ino: image
+                .stack
+                .inos
+                .map(image.stack.layers[layer].device(), ino.0),
             attr: OnceLock::new(),
             parts: OnceLock::new(),
             children: OnceLock::new(),
@@ -142,11 +146,11 @@ pub(super) fn children(image: &Image, id: ImageId, node: &Node) -> Result<Childr
 }
 
 /// The roots of all layers from `top` down, as far as no opaque root ends them.
-fn roots(image: &Image, top: usize) -> Result<Vec<Part>> {
+fn roots(image: &Lazy, top: usize) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
-    for layer in top..image.layers.len() {
+    for layer in top..image.stack.layers.len() {
         let path = PathBuf::new();
-        let below = image.layers[layer].below(&path)?;
+        let below = image.stack.layers[layer].below(&path)?;
         parts.push(Part { layer, path });
         if below == Below::Nothing {
             break;
@@ -156,18 +160,18 @@ fn roots(image: &Image, top: usize) -> Result<Vec<Part>> {
 }
 
 /// The parts of the directory `name` in a directory with the parts `above`.
-fn merged(image: &Image, above: &[Part], name: &OsStr, targets: &mut Targets) -> Result<Vec<Part>> {
+fn merged(image: &Lazy, above: &[Part], name: &OsStr, targets: &mut Targets) -> Result<Vec<Part>> {
     let mut found = Vec::new();
     // A sibling redirect changes the name that the layers below are asked for.
     let mut name = name.to_owned();
     for part in above {
         let path = part.path.join(&name);
-        match image.layers[part.layer].entry(&path)? {
+        match image.stack.layers[part.layer].entry(&path)? {
             None => continue,
             Some(EntryKind::File(FileKind::Directory)) => {}
             Some(_) => break,
         }
-        let below = image.layers[part.layer].below(&path)?;
+        let below = image.stack.layers[part.layer].below(&path)?;
         found.push(Part {
             layer: part.layer,
             path,
@@ -186,7 +190,7 @@ fn merged(image: &Image, above: &[Part], name: &OsStr, targets: &mut Targets) ->
 }
 
 /// The parts of the directory at a path in the tree that the layers from `top` down make.
-fn at_path(image: &Image, top: usize, path: PathBuf, targets: &mut Targets) -> Result<Vec<Part>> {
+fn at_path(image: &Lazy, top: usize, path: PathBuf, targets: &mut Targets) -> Result<Vec<Part>> {
     let target = (top, path);
     if let Some(parts) = targets.get(&target) {
         return Ok(parts.clone());

@@ -1,25 +1,30 @@
 //! The image: a stack of layers merged to one immutable tree, shared by every container.
 //!
-//! A directory is merged when it is first looked at, and kept: from then on a lookup is one hash
-//! lookup, for 1 layer as for 128. Nodes live in an arena and name each other by number, so an
-//! image is dropped in one piece when its last union goes.
+//! The tree is known in one of two ways, and both give the same answers. With an index
+//! (`indexed`) everything but the bytes of files is read from one mapped file, which all unions of
+//! all processes share: memory and the time to open it do not depend on how many entries or layers
+//! the image has. Without one (`lazy`, `merge`) each directory is merged from the layers when it is
+//! first looked at. `stored` chooses: it opens an image by its index, and makes that if need be.
 
+mod indexed;
 mod ino_map;
+mod lazy;
 mod merge;
+mod stored;
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
-
-use parking_lot::RwLock;
+use std::sync::Arc;
 
 pub(crate) use ino_map::InoMap;
-use merge::Part;
+pub use stored::LayerPlace;
 
+use self::indexed::Indexed;
+use self::lazy::Lazy;
 use crate::error::{Error, Result};
+use crate::index::Index;
 use crate::layer::Layer;
 use crate::types::{Attr, FileKind, Ino, Timestamp};
 
@@ -32,89 +37,111 @@ impl ImageId {
     pub(crate) const ROOT: ImageId = ImageId(0);
 }
 
-/// The entries of a merged directory.
-pub(crate) type Children = HashMap<OsString, ImageId>;
+/// One entry of a merged directory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Child<'t> {
+    pub(crate) name: &'t OsStr,
+    pub(crate) id: ImageId,
+    pub(crate) kind: FileKind,
+    /// The union's inode number.
+    pub(crate) ino: Ino,
+}
 
-/// One file or directory of the image.
-struct Node {
-    /// The directory that holds it (the root holds itself).
-    parent: ImageId,
-    name: OsString,
-    kind: FileKind,
-    /// The topmost layer that has it. `None` only for the root of an image without layers.
-    layer: Option<usize>,
-    ino: Ino,
-    /// Read once, when first asked for.
-    attr: OnceLock<Attr>,
-    /// For a directory: where its entries come from, the topmost first. For a regular file: where
-    /// its data are.
-    parts: OnceLock<Vec<Part>>,
-    /// For a directory: its entries.
-    children: OnceLock<Children>,
+/// The layers of an image.
+struct Stack {
+    /// The topmost first.
+    layers: Vec<Arc<dyn Layer>>,
+    inos: InoMap,
+}
+
+/// A merged tree: what there is, and where it comes from.
+trait Tree: Send + Sync {
+    /// The entry `name` of a directory.
+    fn lookup(&self, dir: ImageId, name: &OsStr) -> Result<Option<ImageId>>;
+    /// Shows all entries of a directory, in any order.
+    fn each_child(&self, dir: ImageId, visit: &mut dyn FnMut(&Child<'_>)) -> Result<()>;
+    /// The path from the root.
+    fn path(&self, id: ImageId) -> PathBuf;
+    /// The sort of file.
+    fn kind(&self, id: ImageId) -> FileKind;
+    /// Attributes, as the union shows them.
+    fn attr(&self, id: ImageId) -> Result<Attr>;
+    /// The union's inode number.
+    fn ino(&self, id: ImageId) -> Result<Ino>;
+    /// The target of a symlink.
+    fn readlink(&self, id: ImageId) -> Result<OsString>;
+    /// The value of an xattr.
+    fn xattr(&self, id: ImageId, name: &OsStr) -> Result<Option<Vec<u8>>>;
+    /// The names of all xattrs.
+    fn xattr_names(&self, id: ImageId) -> Result<Vec<OsString>>;
+    /// Device and inode number on the host.
+    fn link_key(&self, id: ImageId) -> Result<(u64, u64)>;
+    /// The topmost layer that has the node, and the node's path in it. `None` only for the root of
+    /// an image without layers.
+    fn source(&self, id: ImageId) -> Result<Option<(usize, PathBuf)>>;
+    /// The layer that has a regular file's data, and their path in it.
+    fn data(&self, id: ImageId) -> Result<(usize, PathBuf)>;
 }
 
 /// The merge of a stack of layers: one immutable tree, shared by all unions over it.
 pub struct Image {
-    layers: Vec<Arc<dyn Layer>>,
-    inos: InoMap,
-    nodes: RwLock<Vec<Arc<Node>>>,
+    stack: Arc<Stack>,
+    tree: Box<dyn Tree>,
+    indexed: bool,
 }
 
 impl Image {
-    /// Merges `layers`, the topmost first (as in overlayfs's `lowerdir`). Without layers the image
-    /// is an empty tree, for a container that has no parent.
+    /// Merges `layers`, the topmost first (as in overlayfs's `lowerdir`), on demand. Without layers
+    /// the image is an empty tree, for a container that has no parent.
     pub fn new(layers: Vec<Arc<dyn Layer>>) -> Result<Arc<Image>> {
-        let root = Node {
-            parent: ImageId::ROOT,
-            name: OsString::new(),
-            kind: FileKind::Directory,
-            layer: (!layers.is_empty()).then_some(0),
-            ino: Ino(0),
-            attr: OnceLock::new(),
-            parts: OnceLock::new(),
-            children: OnceLock::new(),
-        };
-        let inos = InoMap::new(layers.iter().map(|layer| layer.device()));
+        let stack = Stack::new(layers);
+        let tree = Box::new(Lazy::new(Arc::clone(&stack)));
         Ok(Arc::new(Image {
-            layers,
-            inos,
-            nodes: RwLock::new(vec![Arc::new(root)]),
+            stack,
+            tree,
+            indexed: false,
         }))
+    }
+
+    /// The image that an index of these layers tells of.
+    fn indexed(layers: Vec<Arc<dyn Layer>>, index: Index) -> Arc<Image> {
+        let stack = Stack::new(layers);
+        let tree = Box::new(Indexed::new(Arc::clone(&stack), index));
+        Arc::new(Image {
+            stack,
+            tree,
+            indexed: true,
+        })
+    }
+
+    /// Whether the tree comes from an index.
+    pub fn is_indexed(&self) -> bool {
+        self.indexed
     }
 
     /// The layers, the topmost first.
     pub(crate) fn layers(&self) -> &[Arc<dyn Layer>] {
-        &self.layers
+        &self.stack.layers
     }
 
     /// How the layers' inode numbers become `st_ino`.
     pub(crate) fn inos(&self) -> &InoMap {
-        &self.inos
+        &self.stack.inos
     }
 
     /// Whether the image has a root directory of its own (it has at least one layer).
     pub(crate) fn has_root(&self) -> bool {
-        !self.layers.is_empty()
+        !self.stack.layers.is_empty()
     }
 
     /// The entry `name` of a directory.
     pub(crate) fn lookup(&self, dir: ImageId, name: &OsStr) -> Result<Option<ImageId>> {
-        self.with_children(dir, |children| children.get(name).copied())
+        self.tree.lookup(dir, name)
     }
 
-    /// Runs `look` on the entries of a directory, merging it first if nobody did.
-    pub(crate) fn with_children<T>(
-        &self,
-        dir: ImageId,
-        look: impl FnOnce(&Children) -> T,
-    ) -> Result<T> {
-        let node = self.node(dir);
-        if let Some(children) = node.children.get() {
-            return Ok(look(children));
-        }
-        let children = merge::children(self, dir, &node)?;
-        // Two threads may have merged it at once; the first one's numbers stand.
-        Ok(look(node.children.get_or_init(|| children)))
+    /// Shows all entries of a directory, in any order.
+    pub(crate) fn each_child(&self, dir: ImageId, mut visit: impl FnMut(&Child<'_>)) -> Result<()> {
+        self.tree.each_child(dir, &mut visit)
     }
 
     /// The directory or file at a path from the root.
@@ -134,136 +161,80 @@ impl Image {
 
     /// The path of a node from the root of the image.
     pub(crate) fn path(&self, id: ImageId) -> PathBuf {
-        let mut names = Vec::new();
-        let mut at = id;
-        while at != ImageId::ROOT {
-            let node = self.node(at);
-            names.push(node.name.clone());
-            at = node.parent;
-        }
-        names.iter().rev().collect()
+        self.tree.path(id)
     }
 
     /// The sort of file.
     pub(crate) fn kind(&self, id: ImageId) -> FileKind {
-        self.node(id).kind
+        self.tree.kind(id)
     }
 
     /// Attributes, with the union's inode number. A merged directory has those of its topmost
     /// part, and its own number of links.
     pub(crate) fn attr(&self, id: ImageId) -> Result<Attr> {
-        let node = self.node(id);
-        if let Some(attr) = node.attr.get() {
-            return Ok(*attr);
-        }
-        let Some((layer, path)) = self.source(id)? else {
-            return Ok(empty_root_attr());
-        };
-        let mut attr = self.layers[layer].attr(&path)?;
-        attr.ino = self.inos.map(self.layers[layer].device(), attr.ino.0);
-        if node.kind == FileKind::Regular && is_hollow(&attr) {
-            let data = merge::data(self, id, &node)?;
-            attr.blocks = self.layers[data.layer].attr(&data.path)?.blocks;
-        }
-        if node.kind == FileKind::Directory && merge::parts(self, id, &node)?.len() > 1 {
-            let subdirs = self.with_children(id, |children| self.count_dirs(children.values()))?;
-            attr.nlink = dir_nlink(subdirs);
-        }
-        Ok(*node.attr.get_or_init(|| attr))
-    }
-
-    /// How many of these nodes are directories.
-    pub(crate) fn count_dirs<'a>(&self, nodes: impl Iterator<Item = &'a ImageId>) -> u32 {
-        let all = self.nodes.read();
-        let dirs = nodes.filter(|id| all[id.0 as usize].kind == FileKind::Directory);
-        u32::try_from(dirs.count()).unwrap_or(u32::MAX)
+        self.tree.attr(id)
     }
 
     /// The inode number, known without asking the layer for attributes (but the root's).
     pub(crate) fn ino(&self, id: ImageId) -> Result<Ino> {
-        if id == ImageId::ROOT {
-            return Ok(self.attr(id)?.ino);
-        }
-        Ok(self.node(id).ino)
+        self.tree.ino(id)
     }
 
     /// The target of a symlink.
     pub(crate) fn readlink(&self, id: ImageId) -> Result<OsString> {
-        let (layer, path) = self.existing(id)?;
-        layer.readlink(&path)
+        self.tree.readlink(id)
     }
 
     /// The value of an xattr, marks included.
     pub(crate) fn xattr(&self, id: ImageId, name: &OsStr) -> Result<Option<Vec<u8>>> {
-        match self.source(id)? {
-            Some((layer, path)) => self.layers[layer].xattr(&path, name),
-            None => Ok(None),
-        }
+        self.tree.xattr(id, name)
     }
 
     /// The names of all xattrs, marks included.
     pub(crate) fn xattr_names(&self, id: ImageId) -> Result<Vec<OsString>> {
-        match self.source(id)? {
-            Some((layer, path)) => self.layers[layer].xattr_names(&path),
-            None => Ok(Vec::new()),
-        }
+        self.tree.xattr_names(id)
     }
 
     /// Opens a regular file for reading, in the layer that has its data.
     pub(crate) fn open(&self, id: ImageId) -> Result<File> {
-        let node = self.node(id);
-        let data = merge::data(self, id, &node)?;
-        self.layers[data.layer].open(&data.path)
+        if self.kind(id) != FileKind::Regular {
+            return Err(Error::Invalid);
+        }
+        let (layer, path) = self.tree.data(id)?;
+        self.stack.layers[layer].open(&path)
     }
 
     /// Device and inode number on the host, the key of hard links.
     pub(crate) fn link_key(&self, id: ImageId) -> Result<(u64, u64)> {
-        let (layer, path) = self.existing(id)?;
-        Ok((layer.device(), layer.attr(&path)?.ino.0))
+        self.tree.link_key(id)
     }
 
     /// The file on the host, if the layer's files are files of this host.
     pub(crate) fn host_file(&self, id: ImageId) -> Result<Option<OwnedFd>> {
-        let (layer, path) = self.existing(id)?;
-        layer.host_file(&path)
+        let (layer, path) = self.tree.source(id)?.ok_or(Error::NotFound)?;
+        self.stack.layers[layer].host_file(&path)
     }
 
     /// A descriptor on the topmost layer's file system.
     pub(crate) fn file_system(&self) -> Option<BorrowedFd<'_>> {
-        self.layers.first().and_then(|layer| layer.file_system())
+        let top = self.stack.layers.first();
+        top.and_then(|layer| layer.file_system())
     }
+}
 
-    fn existing(&self, id: ImageId) -> Result<(&Arc<dyn Layer>, PathBuf)> {
-        let (layer, path) = self.source(id)?.ok_or(Error::NotFound)?;
-        Ok((&self.layers[layer], path))
-    }
-
-    /// The topmost layer that has the node, and the node's path in it.
-    fn source(&self, id: ImageId) -> Result<Option<(usize, PathBuf)>> {
-        let node = self.node(id);
-        let Some(layer) = node.layer else {
-            return Ok(None);
-        };
-        if id == ImageId::ROOT {
-            return Ok(Some((layer, PathBuf::new())));
-        }
-        let parent = self.node(node.parent);
-        let parts = merge::parts(self, node.parent, &parent)?;
-        let part = parts.iter().find(|part| part.layer == layer);
-        let dir = part.map(|part| &part.path).ok_or(Error::NotFound)?;
-        Ok(Some((layer, dir.join(&node.name))))
-    }
-
-    fn node(&self, id: ImageId) -> Arc<Node> {
-        Arc::clone(&self.nodes.read()[id.0 as usize])
+impl Stack {
+    fn new(layers: Vec<Arc<dyn Layer>>) -> Arc<Stack> {
+        let inos = InoMap::new(layers.iter().map(|layer| layer.device()));
+        Arc::new(Stack { layers, inos })
     }
 }
 
 impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<_> = self.layers.iter().map(|layer| layer.name()).collect();
+        let names: Vec<_> = self.stack.layers.iter().map(|layer| layer.name()).collect();
         f.debug_struct("Image")
             .field("layers", &names)
+            .field("indexed", &self.indexed)
             .finish_non_exhaustive()
     }
 }

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{OFlags, fstat};
+use rustix::io::Errno;
 
-use super::{Below, EntryKind, Layer, LayerEntry};
+use super::{Below, Described, EntryKind, Layer, LayerEntry};
 use crate::error::{Error, Result};
+use crate::index::Stamp;
 use crate::marks::{self, Redirect};
 use crate::sys::beneath::{open_beneath, open_root};
 use crate::sys::dir::read_dir;
@@ -25,23 +27,93 @@ pub struct DirLayer {
     name: String,
     root: OwnedFd,
     device: u64,
+    stamp: Stamp,
 }
 
 impl DirLayer {
     /// Opens the directory at `path` as a layer.
     pub fn open(path: &Path) -> Result<DirLayer> {
-        let failed = |source: rustix::io::Errno| Error::Path {
+        let failed = |source: Errno| Error::Path {
             action: "cannot open the layer",
             path: path.to_owned(),
             source: source.into(),
         };
         let root = open_root(path).map_err(failed)?;
-        let device = fstat(&root).map_err(failed)?.st_dev;
+        let stat = fstat(&root).map_err(failed)?;
+        let attr = attr_of(&stat, Ino(stat.st_ino));
         Ok(DirLayer {
             name: path.display().to_string(),
             root,
-            device,
+            device: stat.st_dev,
+            stamp: Stamp {
+                ino: attr.ino.0,
+                ctime: attr.ctime,
+            },
         })
+    }
+
+    /// What tells this directory from another one, as it was when it was opened.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Everything of the root.
+    pub(crate) fn describe_root(&self) -> Result<Described> {
+        let path = Path::new("");
+        let place = self.place(path)?;
+        self.described(OsString::new(), path, &place, MarkedFiles::default())
+    }
+
+    /// Everything of every entry of a directory: what the methods of [`Layer`] tell one by one.
+    pub(crate) fn describe(&self, dir: &Path) -> Result<Vec<Described>> {
+        let fd = self.open_dir(dir)?;
+        let held = MarkedFiles::of(&Place::Fd(Arc::clone(&fd)))?;
+        let entries = read_dir(fd.as_fd())?.into_iter();
+        let all = entries.map(|entry| {
+            let place = Place::at(&fd, &entry.name);
+            let path = dir.join(&entry.name);
+            self.described(entry.name, &path, &place, held)
+        });
+        all.collect()
+    }
+
+    fn described(
+        &self,
+        name: OsString,
+        path: &Path,
+        place: &Place,
+        held: MarkedFiles,
+    ) -> Result<Described> {
+        let stat = place.stat()?;
+        let kind = held.kind(place)?;
+        let mut described = Described {
+            name,
+            kind,
+            attr: attr_of(&stat, Ino(stat.st_ino)),
+            xattrs: Vec::new(),
+            target: None,
+            below: Below::Nothing,
+        };
+        if kind == EntryKind::Whiteout {
+            return Ok(described);
+        }
+        for name in place.xattr_names()? {
+            if let Some(value) = place.xattr(&name)? {
+                described.xattrs.push((name, value));
+            }
+        }
+        let marked = !described.xattrs.is_empty();
+        match kind_of(&stat) {
+            FileKind::Symlink => described.target = Some(place.readlink()?),
+            FileKind::Directory if marked => described.below = self.below_dir(place, path)?,
+            FileKind::Directory => described.below = Below::SamePath,
+            FileKind::Regular if kind == EntryKind::File(FileKind::CharDevice) => {
+                marks::show_device(&mut described.attr);
+            }
+            FileKind::Regular if marked => described.below = self.below_file(place, path)?,
+            _ => {}
+        }
+        Ok(described)
     }
 
     /// The entry itself, opened with `O_PATH`.
@@ -56,6 +128,25 @@ impl DirLayer {
     fn open_dir(&self, dir: &Path) -> Result<Arc<OwnedFd>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         Ok(Arc::new(open_beneath(self.root.as_fd(), dir, flags)?))
+    }
+
+    /// How a directory continues below.
+    fn below_dir(&self, place: &Place, path: &Path) -> Result<Below> {
+        if marks::is_opaque(place)? {
+            return Ok(Below::Nothing);
+        }
+        self.redirect(place, path)
+    }
+
+    /// Where the data of a regular file are.
+    fn below_file(&self, place: &Place, path: &Path) -> Result<Below> {
+        let metacopy = marks::is_metacopy(place)
+            .map_err(|errno| self.bad_mark(errno, path, "its metacopy mark makes no sense"))?;
+        if metacopy {
+            self.redirect(place, path)
+        } else {
+            Ok(Below::Nothing)
+        }
     }
 
     fn redirect(&self, place: &Place, path: &Path) -> Result<Below> {
@@ -74,8 +165,8 @@ impl DirLayer {
     }
 
     /// EIO from reading a mark is a value that makes no sense.
-    fn bad_mark(&self, errno: rustix::io::Errno, path: &Path, what: &'static str) -> Error {
-        if errno == rustix::io::Errno::IO {
+    fn bad_mark(&self, errno: Errno, path: &Path, what: &'static str) -> Error {
+        if errno == Errno::IO {
             self.bad(path, what)
         } else {
             errno.into()
@@ -170,17 +261,13 @@ impl Layer for DirLayer {
     fn entry(&self, path: &Path) -> Result<Option<EntryKind>> {
         match self.place(path) {
             Ok(place) => self.kind(path, &place).map(Some),
-            Err(error) if error.errno() == rustix::io::Errno::NOENT => Ok(None),
+            Err(error) if error.errno() == Errno::NOENT => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     fn below(&self, dir: &Path) -> Result<Below> {
-        let place = Place::Fd(self.open_dir(dir)?);
-        if marks::is_opaque(&place)? {
-            return Ok(Below::Nothing);
-        }
-        self.redirect(&place, dir)
+        self.below_dir(&Place::Fd(self.open_dir(dir)?), dir)
     }
 
     fn attr(&self, path: &Path) -> Result<Attr> {
@@ -208,7 +295,12 @@ impl Layer for DirLayer {
 
     fn open(&self, path: &Path) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let file = open_beneath(self.root.as_fd(), path, flags)?;
+        let opened = open_beneath(self.root.as_fd(), path, flags);
+        if let (Err(Errno::LOOP), Some(dir)) = (&opened, path.parent()) {
+            // A symlink where a directory was is no directory, as for everything else.
+            self.open_dir(dir)?;
+        }
+        let file = opened?;
         if kind_of(&fstat(&file)?) != FileKind::Regular {
             return Err(self.bad(path, "the file changed its kind while the layer was in use"));
         }
@@ -216,14 +308,7 @@ impl Layer for DirLayer {
     }
 
     fn data(&self, path: &Path) -> Result<Below> {
-        let place = self.place(path)?;
-        let metacopy = marks::is_metacopy(&place)
-            .map_err(|errno| self.bad_mark(errno, path, "its metacopy mark makes no sense"))?;
-        if metacopy {
-            self.redirect(&place, path)
-        } else {
-            Ok(Below::Nothing)
-        }
+        self.below_file(&self.place(path)?, path)
     }
 
     fn file_system(&self) -> Option<BorrowedFd<'_>> {

@@ -36,6 +36,21 @@ pub struct LayerEntry {
     pub ino: Ino,
 }
 
+/// Everything that a layer tells of one entry, for whoever writes it down.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) name: OsString,
+    pub(crate) kind: EntryKind,
+    /// Attributes with the layer's own inode number; a whiteout's mean nothing.
+    pub(crate) attr: Attr,
+    /// All xattrs, marks included.
+    pub(crate) xattrs: Vec<(OsString, Vec<u8>)>,
+    /// The target of a symlink.
+    pub(crate) target: Option<OsString>,
+    /// How it continues below: a directory, or the data of a file.
+    pub(crate) below: Below,
+}
+
 /// How a directory of a layer continues in the layers below, or where the data of a file are.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Below {

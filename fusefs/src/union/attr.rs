@@ -164,10 +164,11 @@ impl Union {
             let entries = read_dir(self.upper_dir(node)?.as_fd())?;
             let is_dir = |entry: &&RawEntry| entry.kind == FileKind::Directory;
             let in_upper = u32::try_from(entries.iter().filter(is_dir).count()).unwrap_or(u32::MAX);
-            let decided: HashSet<_> = entries.iter().map(|entry| &entry.name).collect();
-            let in_image = self.image.with_children(image, |children| {
-                let shown = children.iter().filter(|(name, _)| !decided.contains(name));
-                self.image.count_dirs(shown.map(|(_, id)| id))
+            let decided: HashSet<_> = entries.iter().map(|entry| entry.name.as_os_str()).collect();
+            let mut in_image: u32 = 0;
+            self.image.each_child(image, |child| {
+                let shown = child.kind == FileKind::Directory && !decided.contains(child.name);
+                in_image = in_image.saturating_add(shown.into());
             })?;
             Ok(in_upper.saturating_add(in_image))
         })?;

@@ -213,16 +213,11 @@ impl Union {
             }
         }
         if let Some(image) = image {
-            let shown: Vec<_> = self.image.with_children(image, |children| {
-                children
-                    .iter()
-                    .filter(|(name, _)| !decided.contains(*name))
-                    .map(|(name, id)| (name.clone(), *id))
-                    .collect()
+            self.image.each_child(image, |child| {
+                if !decided.contains(child.name) {
+                    entries.push((child.name.to_owned(), child.ino, child.kind));
+                }
             })?;
-            for (name, id) in shown {
-                entries.push((name, self.image.ino(id)?, self.image.kind(id)));
-            }
         }
         Ok(entries)
     }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lamina_fusefs::Error;
-use lamina_fusefs::image::Image;
+use lamina_fusefs::image::{Image, LayerPlace};
 use lamina_fusefs::layer::{DirLayer, Layer};
 use lamina_fusefs::session::{KernelFeatures, Session, SessionOptions};
 use lamina_fusefs::union::Union;
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) enum System {
     /// The kernel's own: the yardstick.
     Overlayfs,
-    /// Ours, in this process.
+    /// Ours, in this process. With passthrough, images have an index.
     Lamina {
         /// Whether the kernel reads and writes backing files by itself.
         passthrough: bool,
@@ -246,17 +246,38 @@ impl Layers {
         access: Access,
         options: &SessionOptions,
     ) -> lamina_fusefs::Result<Session> {
-        let lowers = self.lowers.iter().map(|lower| {
-            let layer: Arc<dyn Layer> = Arc::new(DirLayer::open(lower).unwrap());
-            layer
-        });
-        let image = Image::new(lowers.collect()).unwrap();
+        let newest = options.passthrough && options.without.is_empty();
+        let image = if newest {
+            self.indexed_image()
+        } else {
+            self.lazy_image()
+        };
         let upper = match access {
             Access::ReadOnly => None,
             Access::Write => Some(Upper::open(&self.upper(), &self.work())?),
         };
         let union = Arc::new(Union::new(image, upper).unwrap());
         Session::mount(union, &self.mountpoint(), options)
+    }
+
+    /// The image as it is merged on demand.
+    fn lazy_image(&self) -> Arc<Image> {
+        let lowers = self.lowers.iter().map(|lower| {
+            let layer: Arc<dyn Layer> = Arc::new(DirLayer::open(lower).unwrap());
+            layer
+        });
+        Image::new(lowers.collect()).unwrap()
+    }
+
+    /// The image by its index, which stays for the next mount. (Layers with marks that make no
+    /// sense have none.)
+    fn indexed_image(&self) -> Arc<Image> {
+        let lowers = self.lowers.iter().map(|lower| LayerPlace {
+            dir: lower.clone(),
+            index: None,
+        });
+        let lowers: Vec<_> = lowers.collect();
+        Image::open_indexed(&lowers, &self.beside("image.index")).unwrap()
     }
 
     /// Serves the layers by the kernel.

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::RenameFlags;
 
 use super::*;
-use crate::layer::{DirLayer, Layer};
+use crate::image::LayerPlace;
 use crate::types::{Caller, Entry, SetAttr};
 
 const ROOT: Caller = Caller {
@@ -53,9 +53,17 @@ impl Bed {
         self
     }
 
+    /// The image of these layers, with an index. (The model has images without one too.)
     fn image_of(layers: &[PathBuf]) -> Arc<Image> {
-        let open = |path: &PathBuf| Arc::new(DirLayer::open(path).unwrap()) as Arc<dyn Layer>;
-        Image::new(layers.iter().map(open).collect()).unwrap()
+        let place = |dir: &PathBuf| LayerPlace {
+            dir: dir.clone(),
+            index: None,
+        };
+        let layers: Vec<_> = layers.iter().map(place).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let image = Image::open_indexed(&layers, &dir.path().join("image.index")).unwrap();
+        assert!(image.is_indexed());
+        image
     }
 
     fn union(&self) -> Union {
@@ -303,7 +311,10 @@ fn a_file_whose_data_are_elsewhere_is_an_error_and_not_zeros() {
     place
         .set_xattr(name, b"", rustix::fs::XattrFlags::empty())
         .unwrap();
-    let union = bed.union();
+    // There is no index of such a layer.
+    let layer = crate::layer::DirLayer::open(&bed.path("lower")).unwrap();
+    let image = Image::new(vec![Arc::new(layer)]).unwrap();
+    let union = Union::new(image, None).unwrap();
     let file = walk(&union, "file").node;
     let error = union.open(ROOT, file, OFlags::RDONLY).unwrap_err();
     assert_eq!(error.errno(), rustix::io::Errno::IO, "{error}");

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::answer::{Answer, Stat, Step, UMASK};
 use super::held::Held;
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{Image, LayerPlace};
 use crate::layer::{DirLayer, Layer as UnionLayer};
 use crate::types::{Attr, Caller, Entry, Fh, FileKind, NodeId};
 use crate::union::Union;
@@ -44,6 +44,8 @@ struct Dirs {
     layers: Vec<PathBuf>,
     /// How many uppers there were before.
     commits: usize,
+    /// How often a union was opened.
+    opened: usize,
 }
 
 impl Driver {
@@ -55,6 +57,7 @@ impl Driver {
             layers: Vec::new(),
             root,
             commits: 0,
+            opened: 0,
         };
         for (number, layer) in layers.iter().enumerate() {
             let path = dirs.root.path().join(format!("layer{number}"));
@@ -140,11 +143,32 @@ impl Dirs {
         fs::set_permissions(self.upper(), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    fn open(&self) -> Union {
-        let open = |path: &PathBuf| Arc::new(DirLayer::open(path).unwrap()) as Arc<dyn UnionLayer>;
-        let image = Image::new(self.layers.iter().map(open).collect()).unwrap();
+    /// Opens the union, every other time with an index of the image.
+    fn open(&mut self) -> Union {
+        self.opened += 1;
+        let image = if self.opened.is_multiple_of(2) {
+            let open = |path: &PathBuf| Ok(Arc::new(DirLayer::open(path)?) as Arc<dyn UnionLayer>);
+            Image::new(self.layers.iter().map(open).collect::<Result<_>>().unwrap()).unwrap()
+        } else {
+            self.indexed_image()
+        };
         let upper = Upper::open(&self.upper(), &self.work()).unwrap();
         Union::new(image, Some(upper)).unwrap()
+    }
+}
+
+impl Dirs {
+    /// The image by its index, and by that of each layer, which are made the first time.
+    fn indexed_image(&self) -> Arc<Image> {
+        let place = |dir: &PathBuf| LayerPlace {
+            dir: dir.clone(),
+            index: Some(dir.with_extension("index")),
+        };
+        let layers: Vec<_> = self.layers.iter().map(place).collect();
+        let index = format!("image{}.index", self.commits);
+        let image = Image::open_indexed(&layers, &self.root.path().join(index)).unwrap();
+        assert_eq!(image.is_indexed(), !layers.is_empty());
+        image
     }
 }
 
