@@ -1,10 +1,10 @@
 //! The merge on demand: nothing is known until somebody asks, and then it is kept.
 //!
-//! A directory is merged when it is first looked at: from then on a lookup is one hash lookup, for
-//! 1 layer as for 128. Nodes live in an arena and name each other by number. This is how an image
+//! A directory is merged when it is first looked at: from then on a lookup is one search in
+//! its names, for 1 layer as for 128. Nodes live in an arena and name each other by number. This is how an image
 //! without an index works, and how its index is made.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::types::{Attr, FileKind, Ino};
 
 /// The entries of a merged directory.
-pub(super) type Children = HashMap<OsString, ImageId>;
+pub(super) type Children = BTreeMap<OsString, ImageId>;
 
 /// One file or directory of the image.
 pub(super) struct Node {

@@ -121,7 +121,7 @@ pub(super) fn children(image: &Lazy, id: ImageId, node: &Node) -> Result<Childre
         }
     }
     let mut nodes = image.nodes.write();
-    let mut children = Children::with_capacity(decided.len());
+    let mut children = Children::new();
     for (name, (layer, kind, ino)) in decided {
         let EntryKind::File(kind) = kind else {
             continue;

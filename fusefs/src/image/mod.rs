@@ -58,7 +58,7 @@ struct Stack {
 trait Tree: Send + Sync {
     /// The entry `name` of a directory.
     fn lookup(&self, dir: ImageId, name: &OsStr) -> Result<Option<ImageId>>;
-    /// Shows all entries of a directory, in any order.
+    /// Shows all entries of a directory, in the order of their names.
     fn each_child(&self, dir: ImageId, visit: &mut dyn FnMut(&Child<'_>)) -> Result<()>;
     /// The path from the root.
     fn path(&self, id: ImageId) -> PathBuf;
@@ -139,7 +139,7 @@ impl Image {
         self.tree.lookup(dir, name)
     }
 
-    /// Shows all entries of a directory, in any order.
+    /// Shows all entries of a directory, in the order of their names.
     pub(crate) fn each_child(&self, dir: ImageId, mut visit: impl FnMut(&Child<'_>)) -> Result<()> {
         self.tree.each_child(dir, &mut visit)
     }

@@ -5,7 +5,7 @@
 //! 1. a node's `copy` lock (a copy-up under way), an ancestor's inside a descendant's;
 //! 2. the union's `names` lock: shared by whoever uses names, exclusive for whoever changes them;
 //! 3. a node's `state`;
-//! 4. the node table, the handle table, the cache of upper directories: leaves, held for moments.
+//! 4. the node table, the handle table, the cache of upper directories, listings: leaves, held for moments.
 
 mod handles;
 mod table;
@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
-pub(crate) use handles::{DirHandle, FileHandleState, Handle, Handles};
+pub(crate) use handles::{FileHandleState, Handles};
 pub(crate) use table::NodeTable;
 
 use crate::error::Result;

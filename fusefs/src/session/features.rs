@@ -23,6 +23,8 @@ bitflags::bitflags! {
         const KILLPRIV_V2 = 1 << 4;
         /// Targets of symbolic links stay in the kernel's cache (4.20).
         const CACHED_SYMLINKS = 1 << 5;
+        /// Directories are opened and closed without asking us (5.1).
+        const NO_OPENDIR = 1 << 6;
     }
 }
 
@@ -37,6 +39,7 @@ impl KernelFeatures {
             (Self::PARALLEL_DIROPS, InitFlags::FUSE_PARALLEL_DIROPS),
             (Self::KILLPRIV_V2, InitFlags::FUSE_HANDLE_KILLPRIV_V2),
             (Self::CACHED_SYMLINKS, InitFlags::FUSE_CACHE_SYMLINKS),
+            (Self::NO_OPENDIR, InitFlags::FUSE_NO_OPENDIR_SUPPORT),
         ];
         let of_ours = flags.iter().filter(|(feature, _)| self.contains(*feature));
         of_ours.fold(InitFlags::empty(), |all, (_, flag)| all | *flag)

@@ -60,6 +60,7 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
 
 const NO_IDMAP: &str = "this kernel has no idmapped mounts of FUSE: it needs Linux 6.12 or later";
@@ -74,6 +75,8 @@ pub(super) struct Handler {
     idmap: bool,
     /// Whether the kernel says which writes take setuid and setgid away.
     killpriv: bool,
+    /// Whether the kernel opens directories without us once we have told it to.
+    no_opendir: bool,
     notifier: Arc<OnceLock<Notifier>>,
 }
 
@@ -93,6 +96,7 @@ impl Handler {
             without,
             idmap,
             killpriv: false,
+            no_opendir: false,
             notifier,
         }
     }
@@ -133,6 +137,7 @@ impl Filesystem for Handler {
             let _ = config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP);
         }
         self.killpriv = offered.contains(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
+        self.no_opendir = offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if self.passthrough.is_offered() && offered.contains(InitFlags::FUSE_PASSTHROUGH) {
             let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
             let _ = config.set_max_stack_depth(STACK_DEPTH);
@@ -436,21 +441,23 @@ impl Filesystem for Handler {
         });
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let opened = || self.union.opendir(node(ino));
-        answer("opendir", ino, reply, opened, |reply, fh| {
-            // The kernel drops what it remembers of a directory when it changes a name in it,
-            // and nobody else does.
-            let mode = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-            reply.opened(FileHandle(fh.0), mode);
-        });
+    /// Nothing is kept for an open directory. A kernel that can do without asking is told so, once,
+    /// and treats all directories as the flags below say.
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.no_opendir {
+            return reply.error(Errno::ENOSYS);
+        }
+        // The kernel drops what it remembers of a directory when it changes a name in it, and
+        // nobody else does.
+        let mode = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(0), mode);
     }
 
     fn readdir(
         &self,
         _: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
@@ -459,7 +466,7 @@ impl Filesystem for Handler {
             ino,
             reply,
             |reply| {
-                self.union.readdir(handle(fh), offset, &mut |entry| {
+                self.union.readdir(node(ino), offset, &mut |entry| {
                     !reply.add(
                         INodeNo(entry.ino.0),
                         entry.next_offset,
@@ -476,12 +483,12 @@ impl Filesystem for Handler {
     /// has one number for both. Such an entry ends the batch: in the adaptive mode the kernel goes
     /// on with a plain READDIR, which has no node in it. Only if it comes first it must be given,
     /// since an empty batch is the end of the directory. The same for an entry that can't be looked
-    /// up, which has no node; if it comes first it is left out.
+    /// up or was removed, which has no node; if it comes first it is left out.
     fn readdirplus(
         &self,
         _: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
@@ -492,7 +499,7 @@ impl Filesystem for Handler {
             reply,
             |reply| {
                 self.union
-                    .readdirplus(handle(fh), offset, &mut |listed, entry| {
+                    .readdirplus(node(ino), offset, &mut |listed, entry| {
                         let is_dot = listed.name == "." || listed.name == "..";
                         let is_broken = entry.is_none() && !is_dot;
                         if (is_broken || entry.is_some_and(has_own_node)) && !is_first {
@@ -526,30 +533,20 @@ impl Filesystem for Handler {
         );
     }
 
-    fn releasedir(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        done("releasedir", ino, reply, || {
-            self.union.releasedir(handle(fh));
-            Ok(())
-        });
+    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        reply.ok();
     }
 
     fn fsyncdir(
         &self,
         _: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
         done("fsyncdir", ino, reply, || {
-            self.union.fsyncdir(handle(fh), datasync)
+            self.union.fsyncdir(node(ino), datasync)
         });
     }
 

@@ -13,7 +13,7 @@ use super::device::attr_shown_as;
 use super::resolve::finish;
 use crate::error::{Error, Result};
 use crate::image::{ImageId, dir_nlink};
-use crate::inode::{Handle, Node};
+use crate::inode::Node;
 use crate::sys::change::ftruncate;
 use crate::sys::dir::{RawEntry, read_dir};
 use crate::sys::place::Place;
@@ -178,7 +178,7 @@ impl Union {
     fn truncate(&self, caller: Caller, place: &Place, fh: Option<Fh>, size: u64) -> Result<()> {
         let handle = fh.and_then(|fh| self.handles.get(fh));
         match handle.as_deref() {
-            Some(Handle::File(file)) if file.writable => resize(&file.backing.file, size)?,
+            Some(file) if file.writable => resize(&file.backing.file, size)?,
             _ => resize(place.open(OFlags::WRONLY)?, size)?,
         }
         if caller.uid != 0 {

@@ -37,6 +37,7 @@ use rustix::fs::{Mode, OFlags, openat};
 
 pub use open::{Opened, Whence};
 
+use self::readdir::Listings;
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageId, InoMap};
 use crate::inode::{Handles, Name, Node, NodeTable, State};
@@ -60,6 +61,7 @@ pub struct Union {
     inos: InoMap,
     nodes: NodeTable,
     handles: Handles,
+    listings: Listings,
     /// Shared by whoever uses names, exclusive for whoever changes them.
     names: RwLock<()>,
     /// Whether the upper became a layer, which nobody may change.
@@ -101,6 +103,7 @@ impl Union {
             inos,
             nodes: NodeTable::new(root),
             handles: Handles::default(),
+            listings: Listings::default(),
             names: RwLock::new(()),
             sealed: AtomicBool::new(false),
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),

@@ -10,7 +10,7 @@ use super::Union;
 use super::attr::{clear_set_id, place_of_file, resize};
 use super::copy_up::Depth;
 use crate::error::{Error, Result};
-use crate::inode::{Backing, FileHandleState, Handle, Node};
+use crate::inode::{Backing, FileHandleState, Node};
 use crate::marks;
 use crate::sys::change;
 use crate::sys::place::Place;
@@ -121,12 +121,12 @@ impl Union {
             state.running += u32::from(runs);
             state.backing = Arc::downgrade(&backing);
         }
-        let fh = self.handles.insert(Handle::File(FileHandleState {
+        let fh = self.handles.insert(FileHandleState {
             node: Arc::clone(node),
             backing: Arc::clone(&backing),
             writable: complete,
             runs,
-        }));
+        });
         Ok(Some(Opened {
             fh,
             backing,
@@ -137,22 +137,18 @@ impl Union {
 
     /// Closes a handle.
     pub fn release(&self, fh: Fh) {
-        let Some(handle) = self.handles.remove(fh) else {
+        let Some(file) = self.handles.remove(fh) else {
             return;
         };
-        if let Handle::File(file) = &*handle {
+        {
             let mut state = file.node.state.lock();
             state.open = state.open.saturating_sub(1);
             state.running = state.running.saturating_sub(u32::from(file.runs));
         }
-        self.drop_handle(handle);
-    }
-
-    /// Lets go of a closed handle. Its node may have been forgotten before: the kernel sends both
-    /// at once, and two threads take them in any order.
-    pub(super) fn drop_handle(&self, handle: Arc<Handle>) {
-        let node = handle.node().id;
-        drop(handle);
+        // The node may have been forgotten before: the kernel sends both at once, and two threads
+        // take them in any order.
+        let node = file.node.id;
+        drop(file);
         self.forget(node, 0);
     }
 
@@ -282,8 +278,8 @@ impl Union {
 
     fn with_file<T>(&self, fh: Fh, work: impl FnOnce(&FileHandleState) -> Result<T>) -> Result<T> {
         match self.handles.get(fh).as_deref() {
-            Some(Handle::File(file)) => work(file),
-            _ => Err(Error::UnknownHandle(fh)),
+            Some(file) => work(file),
+            None => Err(Error::UnknownHandle(fh)),
         }
     }
 

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 
+use rustix::fs::RawDir;
 use rustix::io::Errno;
 
 use crate::system::each_system;
@@ -137,4 +139,59 @@ fn whole_trees() {
             assert_eq!(names(m.path("")).len(), 0);
         },
     );
+}
+
+/// The reader of a part goes on in what another reader has made the kernel remember since.
+#[test]
+fn a_reader_goes_on_where_it_was_after_others_have_listed_a_change() {
+    each_system(
+        |layers| {
+            for number in 0..400 {
+                write(layers.bottom(&format!("dir/image{number:03}")), "");
+            }
+        },
+        |m| {
+            // The kernel may remember the listing now, and the reader begins with that.
+            assert_eq!(names(m.path("dir")).len(), 400);
+            let dir = fs::File::open(m.path("dir")).unwrap();
+            let mut seen = part_of(&dir);
+            assert!(seen.len() < 100, "the first part is all of it");
+            // Some that were seen go, and the others move up.
+            let gone: Vec<OsString> = seen.iter().skip(2).step_by(2).cloned().collect();
+            for name in &gone {
+                fs::remove_file(m.path("dir").join(name)).unwrap();
+            }
+            assert_eq!(names(m.path("dir")).len(), 400 - gone.len());
+            loop {
+                let part = part_of(&dir);
+                if part.is_empty() {
+                    break;
+                }
+                seen.extend(part);
+            }
+            let mut times: HashMap<OsString, usize> = HashMap::new();
+            for name in seen {
+                *times.entry(name).or_default() += 1;
+            }
+            for number in 0..400 {
+                let name = OsString::from(format!("image{number:03}"));
+                assert_eq!(times.get(&name), Some(&1), "{}", name.display());
+            }
+            assert!(times.values().all(|times| *times == 1), "a name came twice");
+        },
+    );
+}
+
+/// What one getdents(2) with a small buffer tells of an open directory.
+fn part_of(dir: &fs::File) -> Vec<OsString> {
+    let mut buffer = [MaybeUninit::uninit(); 2048];
+    let mut raw = RawDir::new(dir, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = raw.next() {
+        names.push(OsStr::from_bytes(entry.unwrap().file_name().to_bytes()).to_owned());
+        if raw.is_buffer_empty() {
+            break;
+        }
+    }
+    names
 }

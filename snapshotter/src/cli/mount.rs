@@ -49,7 +49,8 @@ Options (-o), separated by commas; a backslash before `,` `:` `\` keeps them in 
   fsname=NAME       the source that /proc/mounts shows
   ro rw suid nosuid dev nodev exec noexec allow_other context=...
   without=A:B       features of the kernel to leave aside, as if it were an older one: passthrough,
-                    idmap, readdirplus, parallel_dirops, killpriv_v2, cached_symlinks, or all
+                    idmap, readdirplus, parallel_dirops, killpriv_v2, cached_symlinks,
+                    no_opendir, or all
   Other options of fuse-overlayfs and unknown ones are ignored with a warning.
 
 For podman, in storage.conf:

@@ -24,15 +24,13 @@ pub(super) fn tree(union: &Union) -> BTreeMap<PathBuf, Seen> {
     let mut found = BTreeMap::new();
     let mut pending = vec![(PathBuf::new(), NodeId::ROOT)];
     while let Some((path, dir)) = pending.pop() {
-        let fh = union.opendir(dir).unwrap();
         let mut entries = Vec::new();
         union
-            .readdir(fh, 0, &mut |entry| {
+            .readdir(dir, 0, &mut |entry| {
                 entries.push(entry.clone());
                 true
             })
             .unwrap();
-        union.releasedir(fh);
         for listed in entries {
             if listed.name == "." || listed.name == ".." {
                 continue;

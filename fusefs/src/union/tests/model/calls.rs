@@ -7,7 +7,7 @@ use rustix::fs::{FallocateFlags, FileType, OFlags, RenameFlags, XattrFlags};
 use super::answer::{Answer, USER};
 use super::driver::{Driver, caller_of, read, stat_of};
 use crate::error::{Error, Result};
-use crate::types::{Fh, FileKind, SetAttr, SetTime, Timestamp};
+use crate::types::{FileKind, NodeId, SetAttr, SetTime, Timestamp};
 use crate::union::tests::script::{
     Allocate, Device, Mode, Op, Path, Renaming, Setting, Special, Time, User, data,
 };
@@ -198,10 +198,7 @@ impl Driver {
             },
             Op::ReadDir { path } => {
                 let (node, _) = self.walk(path)?;
-                let fh = self.union.opendir(node)?;
-                let names = self.names(fh);
-                self.union.releasedir(fh);
-                names
+                self.names(node)
             }
             Op::ReadXattrs { path } => {
                 let (node, _) = self.walk(path)?;
@@ -243,9 +240,9 @@ impl Driver {
             .map(done)
     }
 
-    pub(super) fn names(&self, fh: Fh) -> Result<Answer> {
+    pub(super) fn names(&self, dir: NodeId) -> Result<Answer> {
         let mut names = std::collections::BTreeMap::new();
-        self.union.readdir(fh, 0, &mut |entry| {
+        self.union.readdir(dir, 0, &mut |entry| {
             let name = entry.name.to_str().expect("a name of ours");
             if name != "." && name != ".." {
                 assert!(

@@ -202,13 +202,11 @@ impl Walk<'_> {
 }
 
 fn list(union: &Union, node: NodeId) -> Result<Vec<DirEntry>> {
-    let fh = union.opendir(node)?;
     let mut entries = Vec::new();
-    let listed = union.readdir(fh, 0, &mut |entry| {
+    let listed = union.readdir(node, 0, &mut |entry| {
         entries.push(entry.clone());
         true
     });
-    union.releasedir(fh);
     listed.map(|()| entries)
 }
 

@@ -12,27 +12,27 @@ use crate::union::tests::script::{Access, Act, Path, data};
 
 /// Something open.
 pub(super) struct Held {
-    fh: Fh,
+    /// A directory has none.
+    fh: Option<Fh>,
     node: NodeId,
     access: Access,
-    is_dir: bool,
 }
+
 impl Driver {
     pub(super) fn open(&mut self, slot: u8, path: Path, access: Access) -> Result<Answer> {
-        let (node, kind) = self.walk(path)?;
+        let (_, kind) = self.walk(path)?;
         let flags = match access {
             Access::ReadOnly => OFlags::RDONLY,
             Access::WriteOnly => OFlags::WRONLY,
             Access::ReadWrite => OFlags::RDWR,
             Access::AppendOnly => OFlags::WRONLY | OFlags::APPEND,
         };
-        let is_dir = kind == FileKind::Directory;
-        let fh = if is_dir && access == Access::ReadOnly {
-            self.union.opendir(node)?
+        let fh = if kind == FileKind::Directory && access == Access::ReadOnly {
+            None
         } else {
             let caller = self.caller;
-            self.at(path, |union, node| union.open(caller, node, flags))?
-                .fh
+            let opened = self.at(path, |union, node| union.open(caller, node, flags))?;
+            Some(opened.fh)
         };
         // Whoever has it open holds a reference, which no other operation gives back.
         let (node, _) = self.walk(path)?;
@@ -41,12 +41,7 @@ impl Driver {
             move |kept| *kept != node || !std::mem::take(&mut first)
         });
         self.close(usize::from(slot));
-        self.held[usize::from(slot)] = Some(Held {
-            fh,
-            node,
-            access,
-            is_dir,
-        });
+        self.held[usize::from(slot)] = Some(Held { fh, node, access });
         Ok(Answer::Done)
     }
 
@@ -54,10 +49,8 @@ impl Driver {
         let Some(held) = self.held[slot].take() else {
             return;
         };
-        if held.is_dir {
-            self.union.releasedir(held.fh);
-        } else {
-            self.union.release(held.fh);
+        if let Some(fh) = held.fh {
+            self.union.release(fh);
         }
         if held.node != NodeId::ROOT {
             self.union.forget(held.node, 1);
@@ -65,28 +58,23 @@ impl Driver {
     }
 
     pub(super) fn act(&mut self, slot: u8, act: Act) -> Result<Answer> {
-        let Some(Held {
-            fh,
-            node,
-            access,
-            is_dir,
-        }) = self.held[usize::from(slot)]
-        else {
+        let Some(Held { fh, node, access }) = self.held[usize::from(slot)] else {
             return Err(Errno::BADF.into());
         };
-        if let Some(refusal) = kernel_refusal(act, access, is_dir) {
+        if let Some(refusal) = kernel_refusal(act, access, fh.is_none()) {
             return Err(refusal.into());
         }
         let union = &self.union;
+        let file = fh.unwrap_or(Fh(0));
         match act {
-            Act::Read => read(union, fh).map(Answer::Data),
-            Act::ReadDir => self.names(fh),
+            Act::Read => read(union, file).map(Answer::Data),
+            Act::ReadDir => self.names(node),
             Act::Write { at, len, byte } => {
                 let at = match access {
-                    Access::AppendOnly => union.getattr(node, Some(fh))?.size,
+                    Access::AppendOnly => union.getattr(node, fh)?.size,
                     _ => at,
                 };
-                union.write(fh, at, &data(byte, len), self.caller.uid != 0)?;
+                union.write(file, at, &data(byte, len), self.caller.uid != 0)?;
                 Ok(Answer::Done)
             }
             Act::Truncate { size } => {
@@ -94,22 +82,18 @@ impl Driver {
                     size: Some(size),
                     ..SetAttr::default()
                 };
-                union
-                    .setattr(self.caller, node, Some(fh), &change)
-                    .map(done)
+                union.setattr(self.caller, node, fh, &change).map(done)
             }
             Act::Chmod { mode } => {
                 let change = SetAttr {
                     mode: Some(mode.0),
                     ..SetAttr::default()
                 };
-                union
-                    .setattr(self.caller, node, Some(fh), &change)
-                    .map(done)
+                union.setattr(self.caller, node, fh, &change).map(done)
             }
-            Act::Stat => Ok(Answer::Stat(stat_of(&union.getattr(node, Some(fh))?))),
-            Act::Sync if is_dir => union.fsyncdir(fh, false).map(done),
-            Act::Sync => union.fsync(fh, false).map(done),
+            Act::Stat => Ok(Answer::Stat(stat_of(&union.getattr(node, fh)?))),
+            Act::Sync if fh.is_none() => union.fsyncdir(node, false).map(done),
+            Act::Sync => union.fsync(file, false).map(done),
             Act::Close => {
                 self.close(usize::from(slot));
                 Ok(Answer::Done)
