@@ -9,6 +9,7 @@ use fuser::{
 };
 
 use super::convert::{FOREVER, entry_attr, entry_attr_ttl};
+use super::requests::Operation;
 use crate::error::{Error, Result};
 use crate::types::Entry;
 
@@ -53,7 +54,7 @@ refuse!(
 
 /// Does the work and answers with its result, or with its errno.
 pub(super) fn answer<R: Refuse, T>(
-    operation: &'static str,
+    operation: Operation,
     ino: INodeNo,
     reply: R,
     work: impl FnOnce() -> Result<T>,
@@ -67,7 +68,7 @@ pub(super) fn answer<R: Refuse, T>(
 
 /// The same for work that fills the reply as it goes.
 pub(super) fn fill<R: Refuse>(
-    operation: &'static str,
+    operation: Operation,
     ino: INodeNo,
     mut reply: R,
     work: impl FnOnce(&mut R) -> Result<()>,
@@ -81,7 +82,7 @@ pub(super) fn fill<R: Refuse>(
 
 /// The same for an operation that has nothing to tell but success.
 pub(super) fn done(
-    operation: &'static str,
+    operation: Operation,
     ino: INodeNo,
     reply: ReplyEmpty,
     work: impl FnOnce() -> Result<()>,
@@ -92,12 +93,12 @@ pub(super) fn done(
 /// Does something that may be a bug's victim: a panic costs this one request (fuser answers a reply
 /// that is dropped with EIO), not the thread that serves it. Without the last thread every program
 /// that touches the mount would hang for ever.
-pub(super) fn survive(operation: &'static str, ino: INodeNo, work: impl FnOnce()) {
+pub(super) fn survive(operation: Operation, ino: INodeNo, work: impl FnOnce()) {
     // No lock of the union is poisoned, and none guards an invariant over more than one step
     // that a crash could not cut off as well.
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
         tracing::error!(
-            operation,
+            operation = operation.name(),
             node = ino.0,
             "panicked: a bug, answered with EIO"
         );
@@ -105,9 +106,10 @@ pub(super) fn survive(operation: &'static str, ino: INodeNo, work: impl FnOnce()
 }
 
 /// The errno of an error; what nobody should ever see is logged too.
-fn errno(operation: &'static str, ino: INodeNo, error: &Error) -> Errno {
+fn errno(operation: Operation, ino: INodeNo, error: &Error) -> Errno {
     let errno = error.errno();
     if errno == rustix::io::Errno::IO {
+        let operation = operation.name();
         tracing::error!(operation, node = ino.0, %error, "answered with EIO");
     }
     Errno::from_i32(errno.raw_os_error())

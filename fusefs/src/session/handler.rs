@@ -29,6 +29,7 @@ use super::convert::{
 };
 use super::features::KernelFeatures;
 use super::passthrough::{Passthrough, open_mode};
+use super::requests::{Counters, Operation};
 use crate::error::{Error, Result};
 use crate::types::{Fh, NodeId, SetAttr};
 use crate::union::{Union, Whence};
@@ -77,6 +78,7 @@ pub(super) struct Handler {
     killpriv: bool,
     /// Whether the kernel opens directories without us once we have told it to.
     no_opendir: bool,
+    counters: Arc<Counters>,
     notifier: Arc<OnceLock<Notifier>>,
 }
 
@@ -88,6 +90,7 @@ impl Handler {
         union: Arc<Union>,
         without: KernelFeatures,
         idmap: bool,
+        counters: Arc<Counters>,
         notifier: Arc<OnceLock<Notifier>>,
     ) -> Self {
         Self {
@@ -97,8 +100,15 @@ impl Handler {
             idmap,
             killpriv: false,
             no_opendir: false,
+            counters,
             notifier,
         }
+    }
+
+    /// Counts a request.
+    fn asked(&self, operation: Operation) -> Operation {
+        self.counters.add(operation);
+        operation
     }
 
     /// Whether a write has to take setuid and setgid away. A kernel that can't say so has sent a
@@ -149,21 +159,35 @@ impl Filesystem for Handler {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = || self.union.lookup(node(parent), name);
-        answer("lookup", parent, reply, found, |reply, found| match found {
-            Some(entry) => reply_entry(reply, &entry),
-            None => reply.entry(&FOREVER, &no_entry(), NO_GENERATION),
-        });
+        answer(
+            self.asked(Operation::Lookup),
+            parent,
+            reply,
+            found,
+            |reply, found| match found {
+                Some(entry) => reply_entry(reply, &entry),
+                None => reply.entry(&FOREVER, &no_entry(), NO_GENERATION),
+            },
+        );
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
-        survive("forget", ino, || self.union.forget(node(ino), nlookup));
+        survive(self.asked(Operation::Forget), ino, || {
+            self.union.forget(node(ino), nlookup);
+        });
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let attr = || self.union.getattr(node(ino), fh.map(handle));
-        answer("getattr", ino, reply, attr, |reply, attr| {
-            reply.attr(&attr_ttl(&attr), &file_attr(&attr));
-        });
+        answer(
+            self.asked(Operation::Getattr),
+            ino,
+            reply,
+            attr,
+            |reply, attr| {
+                reply.attr(&attr_ttl(&attr), &file_attr(&attr));
+            },
+        );
     }
 
     fn setattr(
@@ -198,16 +222,28 @@ impl Filesystem for Handler {
             self.union
                 .setattr(caller(req, 0), node(ino), fh.map(handle), &change)
         };
-        answer("setattr", ino, reply, attr, |reply, attr| {
-            reply.attr(&attr_ttl(&attr), &file_attr(&attr));
-        });
+        answer(
+            self.asked(Operation::Setattr),
+            ino,
+            reply,
+            attr,
+            |reply, attr| {
+                reply.attr(&attr_ttl(&attr), &file_attr(&attr));
+            },
+        );
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         let target = || self.union.readlink(node(ino));
-        answer("readlink", ino, reply, target, |reply, target| {
-            reply.data(target.as_bytes());
-        });
+        answer(
+            self.asked(Operation::Readlink),
+            ino,
+            reply,
+            target,
+            |reply, target| {
+                reply.data(target.as_bytes());
+            },
+        );
     }
 
     fn mknod(
@@ -222,9 +258,15 @@ impl Filesystem for Handler {
     ) {
         let (who, rdev) = (caller(req, umask), rdev_from_wire(rdev));
         let made = || self.union.mknod(who, node(parent), name, mode, rdev);
-        answer("mknod", parent, reply, made, |reply, entry| {
-            reply_entry(reply, &entry);
-        });
+        answer(
+            self.asked(Operation::Mknod),
+            parent,
+            reply,
+            made,
+            |reply, entry| {
+                reply_entry(reply, &entry);
+            },
+        );
     }
 
     fn mkdir(
@@ -240,19 +282,25 @@ impl Filesystem for Handler {
             self.union
                 .mkdir(caller(req, umask), node(parent), name, mode & 0o7777)
         };
-        answer("mkdir", parent, reply, made, |reply, entry| {
-            reply_entry(reply, &entry);
-        });
+        answer(
+            self.asked(Operation::Mkdir),
+            parent,
+            reply,
+            made,
+            |reply, entry| {
+                reply_entry(reply, &entry);
+            },
+        );
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done("unlink", parent, reply, || {
+        done(self.asked(Operation::Unlink), parent, reply, || {
             self.union.unlink(node(parent), name)
         });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done("rmdir", parent, reply, || {
+        done(self.asked(Operation::Rmdir), parent, reply, || {
             self.union.rmdir(node(parent), name)
         });
     }
@@ -270,9 +318,15 @@ impl Filesystem for Handler {
             self.union
                 .symlink(who, node(parent), link_name, target.as_os_str())
         };
-        answer("symlink", parent, reply, made, |reply, entry| {
-            reply_entry(reply, &entry);
-        });
+        answer(
+            self.asked(Operation::Symlink),
+            parent,
+            reply,
+            made,
+            |reply, entry| {
+                reply_entry(reply, &entry);
+            },
+        );
     }
 
     fn rename(
@@ -298,7 +352,7 @@ impl Filesystem for Handler {
                 self.union.rename(from, name, to, newname, flags)
             }
         };
-        done("rename", parent, reply, renamed);
+        done(self.asked(Operation::Rename), parent, reply, renamed);
     }
 
     fn link(
@@ -310,9 +364,15 @@ impl Filesystem for Handler {
         reply: ReplyEntry,
     ) {
         let linked = || self.union.link(node(ino), node(newparent), newname);
-        answer("link", ino, reply, linked, |reply, entry| {
-            reply_entry(reply, &entry);
-        });
+        answer(
+            self.asked(Operation::Link),
+            ino,
+            reply,
+            linked,
+            |reply, entry| {
+                reply_entry(reply, &entry);
+            },
+        );
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -320,19 +380,25 @@ impl Filesystem for Handler {
             self.union
                 .open(caller(req, 0), node(ino), open_flags(flags))
         };
-        answer("open", ino, reply, opened, |reply, opened| {
-            if opened.copied_up {
-                self.forget_attributes(ino);
-            }
-            let id = self
-                .passthrough
-                .id_of(&opened.backing, |file| reply.open_backing(file));
-            let (fh, mode) = (FileHandle(opened.fh.0), open_mode(&opened, id));
-            match id {
-                Some(id) => reply.opened_passthrough(fh, mode, id),
-                None => reply.opened(fh, mode),
-            }
-        });
+        answer(
+            self.asked(Operation::Open),
+            ino,
+            reply,
+            opened,
+            |reply, opened| {
+                if opened.copied_up {
+                    self.forget_attributes(ino);
+                }
+                let id = self
+                    .passthrough
+                    .id_of(&opened.backing, |file| reply.open_backing(file));
+                let (fh, mode) = (FileHandle(opened.fh.0), open_mode(&opened, id));
+                match id {
+                    Some(id) => reply.opened_passthrough(fh, mode, id),
+                    None => reply.opened(fh, mode),
+                }
+            },
+        );
     }
 
     fn create(
@@ -354,7 +420,7 @@ impl Filesystem for Handler {
                 .create(who, node(parent), name, mode & 0o7777, flags)
         };
         answer(
-            "create",
+            self.asked(Operation::Create),
             parent,
             reply,
             created,
@@ -388,7 +454,7 @@ impl Filesystem for Handler {
         with_buffer(size as usize, |buffer| {
             let read = |buffer: &mut [u8]| self.union.read(handle(fh), offset, buffer);
             answer(
-                "read",
+                self.asked(Operation::Read),
                 ino,
                 reply,
                 move || read(buffer).map(|count| &buffer[..count]),
@@ -411,10 +477,17 @@ impl Filesystem for Handler {
     ) {
         let kill_suidgid = self.takes_set_id_away(req, write_flags);
         let written = || self.union.write(handle(fh), offset, data, kill_suidgid);
-        answer("write", ino, reply, written, reply_count);
+        answer(
+            self.asked(Operation::Write),
+            ino,
+            reply,
+            written,
+            reply_count,
+        );
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.asked(Operation::Flush);
         // Nothing waits for a close to be written; the kernel does not ask again.
         reply.error(Errno::ENOSYS);
     }
@@ -429,14 +502,14 @@ impl Filesystem for Handler {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        done("release", ino, reply, || {
+        done(self.asked(Operation::Release), ino, reply, || {
             self.union.release(handle(fh));
             Ok(())
         });
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        done("fsync", ino, reply, || {
+        done(self.asked(Operation::Fsync), ino, reply, || {
             self.union.fsync(handle(fh), datasync)
         });
     }
@@ -444,6 +517,7 @@ impl Filesystem for Handler {
     /// Nothing is kept for an open directory. A kernel that can do without asking is told so, once,
     /// and treats all directories as the flags below say.
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.asked(Operation::Opendir);
         if self.no_opendir {
             return reply.error(Errno::ENOSYS);
         }
@@ -462,7 +536,7 @@ impl Filesystem for Handler {
         reply: ReplyDirectory,
     ) {
         fill(
-            "readdir",
+            self.asked(Operation::Readdir),
             ino,
             reply,
             |reply| {
@@ -494,7 +568,7 @@ impl Filesystem for Handler {
     ) {
         let mut is_first = true;
         fill(
-            "readdirplus",
+            self.asked(Operation::Readdirplus),
             ino,
             reply,
             |reply| {
@@ -534,6 +608,7 @@ impl Filesystem for Handler {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.asked(Operation::Releasedir);
         reply.ok();
     }
 
@@ -545,14 +620,14 @@ impl Filesystem for Handler {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        done("fsyncdir", ino, reply, || {
+        done(self.asked(Operation::Fsyncdir), ino, reply, || {
             self.union.fsyncdir(node(ino), datasync)
         });
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
         answer(
-            "statfs",
+            self.asked(Operation::Statfs),
             ino,
             reply,
             || self.union.statfs(),
@@ -577,32 +652,45 @@ impl Filesystem for Handler {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
-        done("setxattr", ino, reply, || {
+        done(self.asked(Operation::Setxattr), ino, reply, || {
             self.union.setxattr(node(ino), name, value, flags)
         });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let value = || self.union.getxattr(node(ino), name);
-        answer("getxattr", ino, reply, value, |reply, value| {
-            reply_sized(reply, &value, size);
-        });
+        answer(
+            self.asked(Operation::Getxattr),
+            ino,
+            reply,
+            value,
+            |reply, value| {
+                reply_sized(reply, &value, size);
+            },
+        );
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let names = || self.union.listxattr(node(ino));
-        answer("listxattr", ino, reply, names, |reply, names| {
-            reply_sized(reply, &names, size);
-        });
+        answer(
+            self.asked(Operation::Listxattr),
+            ino,
+            reply,
+            names,
+            |reply, names| {
+                reply_sized(reply, &names, size);
+            },
+        );
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done("removexattr", ino, reply, || {
+        done(self.asked(Operation::Removexattr), ino, reply, || {
             self.union.removexattr(node(ino), name)
         });
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        self.asked(Operation::Access);
         // The kernel checks by itself (default_permissions).
         reply.error(Errno::ENOSYS);
     }
@@ -618,6 +706,7 @@ impl Filesystem for Handler {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
+        self.asked(Operation::Ioctl);
         reply.error(Errno::ENOTTY);
     }
 
@@ -631,6 +720,7 @@ impl Filesystem for Handler {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        self.asked(Operation::Poll);
         // Regular files are always ready; the kernel does not ask again.
         reply.error(Errno::ENOSYS);
     }
@@ -646,7 +736,7 @@ impl Filesystem for Handler {
         reply: ReplyEmpty,
     ) {
         let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
-        done("fallocate", ino, reply, || {
+        done(self.asked(Operation::Fallocate), ino, reply, || {
             self.union
                 .fallocate(caller(req, 0), handle(fh), mode, offset, length)
         });
@@ -665,9 +755,15 @@ impl Filesystem for Handler {
             seek_target(offset, whence)
                 .and_then(|(offset, whence)| self.union.seek(handle(fh), offset, whence))
         };
-        answer("lseek", ino, reply, found, |reply, offset| {
-            reply.offset(i64::try_from(offset).unwrap_or(i64::MAX));
-        });
+        answer(
+            self.asked(Operation::Lseek),
+            ino,
+            reply,
+            found,
+            |reply, offset| {
+                reply.offset(i64::try_from(offset).unwrap_or(i64::MAX));
+            },
+        );
     }
 
     fn copy_file_range(
@@ -687,7 +783,13 @@ impl Filesystem for Handler {
         let (fh_in, fh_out, len) = (handle(fh_in), handle(fh_out), len.min(1 << 30));
         let (from, to) = ((fh_in, offset_in), (fh_out, offset_out));
         let copied = || self.union.copy_file_range(caller(req, 0), from, to, len);
-        answer("copy_file_range", ino_in, reply, copied, reply_count);
+        answer(
+            self.asked(Operation::CopyFileRange),
+            ino_in,
+            reply,
+            copied,
+            reply_count,
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! The session: one union, served as one FUSE mount.
 //!
 //! [`Session::mount`] opens `/dev/fuse`, mounts, shakes hands with the kernel and starts the
-//! threads that answer it. From then on four modules work together:
+//! threads that answer it. From then on five modules work together:
 //!
 //! - `handler` has one short function for each request: decode, ask the union, answer
 //!   (`answer` holds what the replies have in common).
@@ -9,6 +9,7 @@
 //!   remember an answer: as good as for ever, because every change comes through the mount.
 //! - `features` says what an older kernel does not have.
 //! - `passthrough` registers backing files, so that the kernel reads and writes them by itself.
+//! - `requests` counts what was asked.
 //!
 //! A mount that somebody still uses when it is unmounted is only detached: it disappears from
 //! the tree, and is served until its last user is gone. The daemon itself never touches a path
@@ -19,6 +20,7 @@ mod convert;
 mod features;
 mod handler;
 mod passthrough;
+mod requests;
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -35,6 +37,8 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 pub use self::features::KernelFeatures;
 use self::handler::{Handler, MAX_IO};
+use self::requests::Counters;
+pub use self::requests::{Operation, Requests};
 use crate::error::{Error, Result};
 use crate::sys::memory::keep_large_buffers_lazy;
 use crate::union::Union;
@@ -140,6 +144,7 @@ pub struct Session {
     /// Until the session was waited for.
     thread: Option<JoinHandle<io::Result<()>>>,
     served: Arc<Served>,
+    counters: Arc<Counters>,
     union: Arc<Union>,
 }
 
@@ -165,11 +170,13 @@ impl Session {
         // idmapped mounts it does not tell us who they are.
         config.acl = fuser::SessionACL::All;
         let acl = config.acl;
+        let counters = Arc::new(Counters::default());
         let notifier = Arc::new(OnceLock::new());
         let handler = Handler::new(
             Arc::clone(&union),
             options.without(),
             options.idmap,
+            Arc::clone(&counters),
             Arc::clone(&notifier),
         );
         let session = fuser::Session::from_fd(handler, device.into(), acl, config)
@@ -188,6 +195,7 @@ impl Session {
             mount,
             thread: Some(thread),
             served,
+            counters,
             union,
         })
     }
@@ -195,6 +203,11 @@ impl Session {
     /// What is served.
     pub fn union(&self) -> &Arc<Union> {
         &self.union
+    }
+
+    /// How many requests it was asked so far.
+    pub fn requests(&self) -> Requests {
+        self.counters.sum()
     }
 
     /// Whether the mount is still served.
