@@ -67,6 +67,7 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
 const NO_IDMAP: &str = "this kernel has no idmapped mounts of FUSE: it needs Linux 6.12 or later";
 
 /// One union behind one FUSE connection.
+#[allow(clippy::struct_excessive_bools)] // what was agreed with the kernel, each by itself
 pub(super) struct Handler {
     union: Arc<Union>,
     passthrough: Passthrough,
@@ -74,6 +75,8 @@ pub(super) struct Handler {
     without: KernelFeatures,
     /// Whether the mount has to allow that it is idmapped.
     idmap: bool,
+    /// Whether the kernel opens files by itself, so that there are no handles of them.
+    no_open: bool,
     /// Whether the kernel says which writes take setuid and setgid away.
     killpriv: bool,
     /// Whether the kernel opens directories without us once we have told it to.
@@ -84,12 +87,14 @@ pub(super) struct Handler {
 
 impl Handler {
     /// Serves `union` with what the kernel has, except what `without` names.
-    /// `idmap`: the mount may be idmapped, or there is none. `notifier` is filled before the first
-    /// request: it comes from the session of this handler.
+    /// `idmap`: the mount may be idmapped, or there is none. `no_open`: files are read without
+    /// being opened. `notifier` is filled before the first request: it comes from the session of
+    /// this handler.
     pub(super) fn new(
         union: Arc<Union>,
         without: KernelFeatures,
         idmap: bool,
+        no_open: bool,
         counters: Arc<Counters>,
         notifier: Arc<OnceLock<Notifier>>,
     ) -> Self {
@@ -98,6 +103,7 @@ impl Handler {
             passthrough: Passthrough::new(!without.contains(KernelFeatures::PASSTHROUGH)),
             without,
             idmap,
+            no_open,
             killpriv: false,
             no_opendir: false,
             counters,
@@ -178,7 +184,8 @@ impl Filesystem for Handler {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let attr = || self.union.getattr(node(ino), fh.map(handle));
+        let fh = fh.filter(|_| !self.no_open).map(handle);
+        let attr = || self.union.getattr(node(ino), fh);
         answer(
             self.asked(Operation::Getattr),
             ino,
@@ -376,6 +383,10 @@ impl Filesystem for Handler {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.no_open {
+            // The kernel opens it by itself then, and asks for no file of this mount again.
+            return reply.error(Errno::ENOSYS);
+        }
         let opened = || {
             self.union
                 .open(caller(req, 0), node(ino), open_flags(flags))
@@ -452,7 +463,13 @@ impl Filesystem for Handler {
         reply: ReplyData,
     ) {
         with_buffer(size as usize, |buffer| {
-            let read = |buffer: &mut [u8]| self.union.read(handle(fh), offset, buffer);
+            let read = |buffer: &mut [u8]| {
+                if self.no_open {
+                    self.union.read_unopened(node(ino), offset, buffer)
+                } else {
+                    self.union.read(handle(fh), offset, buffer)
+                }
+            };
             answer(
                 self.asked(Operation::Read),
                 ino,
@@ -510,6 +527,10 @@ impl Filesystem for Handler {
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         done(self.asked(Operation::Fsync), ino, reply, || {
+            if self.no_open {
+                // Nothing is written here.
+                return Ok(());
+            }
             self.union.fsync(handle(fh), datasync)
         });
     }
@@ -752,8 +773,12 @@ impl Filesystem for Handler {
         reply: ReplyLseek,
     ) {
         let found = || {
-            seek_target(offset, whence)
-                .and_then(|(offset, whence)| self.union.seek(handle(fh), offset, whence))
+            let (offset, whence) = seek_target(offset, whence)?;
+            if self.no_open {
+                self.union.seek_unopened(node(ino), offset, whence)
+            } else {
+                self.union.seek(handle(fh), offset, whence)
+            }
         };
         answer(
             self.asked(Operation::Lseek),

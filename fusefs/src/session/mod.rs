@@ -69,6 +69,10 @@ pub struct SessionOptions {
     pub exec: bool,
     /// Use passthrough where the kernel offers it.
     pub passthrough: bool,
+    /// Have the kernel open and close files by itself, without a request: they are read by their
+    /// node, and what was read stays in the page cache of this mount. For a read-only mount, and
+    /// instead of passthrough; of any other it is ignored.
+    pub no_open: bool,
     /// Features of the kernel to leave aside, as if it were an older one.
     pub without: KernelFeatures,
     /// Allow that the mount, or a clone of it, is idmapped (`mount_setattr(2)`); a kernel before
@@ -91,6 +95,7 @@ impl Default for SessionOptions {
             dev: true,
             exec: true,
             passthrough: true,
+            no_open: false,
             without: KernelFeatures::empty(),
             idmap: false,
             extra: Vec::new(),
@@ -99,12 +104,16 @@ impl Default for SessionOptions {
 }
 
 impl SessionOptions {
+    fn no_open(&self) -> bool {
+        self.no_open && self.read_only
+    }
+
     /// What the kernel may not give.
     fn without(&self) -> KernelFeatures {
         let mut without = self.without;
         without.set(
             KernelFeatures::PASSTHROUGH,
-            !self.passthrough || without.contains(KernelFeatures::PASSTHROUGH),
+            !self.passthrough || self.no_open() || without.contains(KernelFeatures::PASSTHROUGH),
         );
         without
     }
@@ -176,6 +185,7 @@ impl Session {
             Arc::clone(&union),
             options.without(),
             options.idmap,
+            options.no_open(),
             Arc::clone(&counters),
             Arc::clone(&notifier),
         );
@@ -394,5 +404,18 @@ mod tests {
         assert!(data.contains(",default_permissions,"), "{data}");
         assert!(data.ends_with(",context=\"a:b\""), "{data}");
         assert!(!data.contains("allow_other"), "{data}");
+    }
+
+    #[test]
+    fn files_are_opened_by_the_kernel_alone_only_where_nothing_is_written() {
+        let of = |read_only| SessionOptions {
+            no_open: true,
+            read_only,
+            ..SessionOptions::default()
+        };
+        assert!(of(true).no_open());
+        assert!(of(true).without().contains(KernelFeatures::PASSTHROUGH));
+        assert!(!of(false).no_open());
+        assert!(!of(false).without().contains(KernelFeatures::PASSTHROUGH));
     }
 }

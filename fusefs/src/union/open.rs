@@ -28,6 +28,15 @@ pub enum Whence {
     Hole,
 }
 
+impl Whence {
+    fn at(self, offset: u64) -> SeekFrom {
+        match self {
+            Whence::Data => SeekFrom::Data(offset),
+            Whence::Hole => SeekFrom::Hole(offset),
+        }
+    }
+}
+
 /// A file that was opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -154,22 +163,12 @@ impl Union {
 
     /// Reads at `offset` (bytes); fewer bytes than asked only at the end of the file.
     pub fn read(&self, fh: Fh, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.with_file(fh, |file| {
-            let mut done = 0;
-            while done < buf.len() {
-                match file
-                    .backing
-                    .file
-                    .read_at(&mut buf[done..], offset + done as u64)
-                {
-                    Ok(0) => break,
-                    Ok(read) => done += read,
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            Ok(done)
-        })
+        self.with_file(fh, |file| read_at(&file.backing.file, offset, buf))
+    }
+
+    /// The same without a handle, on a mount whose files the kernel opens by itself.
+    pub fn read_unopened(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        read_at(&self.unopened(node)?.file, offset, buf)
     }
 
     /// Writes all of `data` at `offset` (bytes). `kill_suidgid`: the writer may not keep setuid
@@ -217,12 +216,13 @@ impl Union {
 
     /// Finds data or a hole at or after `offset` (lseek(2)).
     pub fn seek(&self, fh: Fh, offset: u64, whence: Whence) -> Result<u64> {
-        let to = match whence {
-            Whence::Data => SeekFrom::Data(offset),
-            Whence::Hole => SeekFrom::Hole(offset),
-        };
         // The position of the backing file is moved, but nobody uses it.
-        self.with_file(fh, |file| Ok(seek(&file.backing.file, to)?))
+        self.with_file(fh, |file| Ok(seek(&file.backing.file, whence.at(offset))?))
+    }
+
+    /// The same without a handle, as [`Union::read_unopened`].
+    pub fn seek_unopened(&self, node: NodeId, offset: u64, whence: Whence) -> Result<u64> {
+        Ok(seek(&self.unopened(node)?.file, whence.at(offset))?)
     }
 
     /// Copies `len` bytes between two handles and offsets, within the host's file system
@@ -276,6 +276,16 @@ impl Union {
         Ok((backing, complete))
     }
 
+    /// The backing file of a regular file that nobody opened.
+    fn unopened(&self, node: NodeId) -> Result<Arc<Backing>> {
+        let node = self.node(node)?;
+        match node.kind {
+            FileKind::Regular => Ok(self.backing(&node, false)?.0),
+            FileKind::Directory => Err(Error::IsDirectory),
+            _ => Err(Error::Invalid),
+        }
+    }
+
     fn with_file<T>(&self, fh: Fh, work: impl FnOnce(&FileHandleState) -> Result<T>) -> Result<T> {
         match self.handles.get(fh).as_deref() {
             Some(file) => work(file),
@@ -297,6 +307,20 @@ impl Union {
             }
         })
     }
+}
+
+/// Fills `buf`, as far as the file goes.
+fn read_at(file: &std::fs::File, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(read) => done += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
 }
 
 /// Opens for reading and writing, so that all handles can share the file. One that can't be written

@@ -31,6 +31,7 @@ mod listing;
 mod locks;
 mod lookup;
 mod nested;
+mod no_open;
 mod open_files;
 mod permissions;
 mod races;

@@ -360,6 +360,22 @@ impl Mounted {
         mounted
     }
 
+    /// Overlayfs with an upper and options of its own.
+    pub(crate) fn overlay(
+        layers: Layers,
+        overlay_options: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        let mut mounted = Self {
+            system: System::Overlayfs,
+            overlay_options,
+            access: Access::Write,
+            session: None,
+            layers,
+        };
+        mounted.mount();
+        mounted
+    }
+
     pub(crate) fn is_lamina(&self) -> bool {
         self.system != System::Overlayfs
     }

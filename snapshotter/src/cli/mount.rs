@@ -48,6 +48,8 @@ Options (-o), separated by commas; a backslash before `,` `:` `\` keeps them in 
   workdir=W         an empty directory on the file system of the upper
   fsname=NAME       the source that /proc/mounts shows
   ro rw suid nosuid dev nodev exec noexec allow_other context=...
+  no_open           on a read-only mount: the kernel opens files without asking the daemon, and
+                    keeps what was read in this mount's page cache (instead of passthrough)
   without=A:B       features of the kernel to leave aside, as if it were an older one: passthrough,
                     idmap, readdirplus, parallel_dirops, killpriv_v2, cached_symlinks,
                     no_opendir, or all
@@ -174,6 +176,7 @@ impl Plan {
             suid: options.suid,
             dev: options.dev,
             exec: options.exec,
+            no_open: options.no_open,
             without: options.without,
             extra: options.contexts.clone(),
             ..SessionOptions::default()

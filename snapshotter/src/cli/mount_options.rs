@@ -38,6 +38,8 @@ pub(super) struct MountOptions {
     pub exec: bool,
     /// `SELinux` contexts, as the kernel wants them: `context="..."`.
     pub contexts: Vec<String>,
+    /// `no_open`: the kernel opens the files of a read-only mount without asking.
+    pub no_open: bool,
     /// `without`: features of the kernel to leave aside.
     pub without: KernelFeatures,
     /// What was asked for and will not happen, one sentence each.
@@ -98,6 +100,11 @@ impl MountOptions {
             _ => {}
         }
         options.read_only |= options.upper.is_none();
+        if options.no_open && !options.read_only {
+            options
+                .warnings
+                .push("option `no_open` is ignored: the mount is not read-only".to_owned());
+        }
         Ok(options)
     }
 
@@ -125,6 +132,7 @@ impl MountOptions {
             "nodev" => self.dev = false,
             "exec" => self.exec = true,
             "noexec" => self.exec = false,
+            "no_open" => self.no_open = true,
             "defaults" => {
                 (self.read_only, self.suid, self.dev, self.exec) = (false, true, true, true);
             }

@@ -74,6 +74,18 @@ fn several_o_are_one_list_and_the_last_word_counts() {
 }
 
 #[test]
+fn files_are_opened_without_asking_where_nothing_is_written() {
+    let options = parse("lowerdir=/a,no_open");
+    assert!(options.no_open && options.warnings.is_empty());
+    let options = parse("lowerdir=/a,upperdir=/u,workdir=/w,no_open");
+    assert_eq!(
+        options.warnings,
+        ["option `no_open` is ignored: the mount is not read-only"]
+    );
+    assert!(!parse("lowerdir=/a").no_open);
+}
+
+#[test]
 fn escapes_keep_separators_in_paths() {
     assert_eq!(lower(r"lowerdir=/a\:b:/c"), ["/a:b", "/c"]);
     assert_eq!(lower(r"lowerdir=/a\,b:/c"), ["/a,b", "/c"]);
