@@ -20,8 +20,9 @@ pub use finding::Finding;
 use crate::error::{Error, Result};
 use crate::root::RootLock;
 use crate::store::layout::{Entry, Layout, PRIVATE};
-use crate::store::records::{Info, Kind};
+use crate::store::records::{Info, Kind, Record};
 use crate::store::{Dump, Store};
+use crate::upper_mode::UpperMode;
 
 /// Checks a root directory on which no daemon runs.
 pub fn check(root: &Path) -> Result<Vec<Finding>> {
@@ -202,16 +203,29 @@ fn check_uppers(layout: &Layout, dump: &Dump, findings: &mut Vec<Finding>) {
             continue;
         }
         match upper::check_upper(&chain[0], work.as_deref(), &chain[1..]) {
-            Ok(found) => findings.extend(found.into_iter().map(|finding| Finding::Upper {
-                key: key.clone(),
-                finding,
-            })),
+            Ok(found) => {
+                let found = found.into_iter().filter(|finding| is_told(record, finding));
+                findings.extend(found.map(|finding| Finding::Upper {
+                    key: key.clone(),
+                    finding,
+                }));
+            }
             Err(error) => findings.push(Finding::Unreadable {
                 key: key.clone(),
                 reason: error.to_string(),
             }),
         }
     }
+}
+
+/// Whether a finding in an upper says something. Where the kernel's overlayfs held it, a file's
+/// origin is its inode in an image mount: that may be gone, and nothing is lost with it, though
+/// overlayfs then takes the impure mark from the directory. And it keeps a whiteout in its work
+/// directory, of which it makes others.
+fn is_told(record: &Record, finding: &upper::Finding) -> bool {
+    use upper::Problem::{Leftover, NotImpure, OriginUnknown};
+    record.upper == UpperMode::Union
+        || !matches!(finding.problem, OriginUnknown | NotImpure { .. } | Leftover)
 }
 
 /// The directories of a snapshot and of those that it stands on, its own first. `None` if the chain

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::upper_mode::UpperMode;
+
 /// Where the configuration file is looked for when nobody names one.
 pub const DEFAULT_PATH: &str = "/etc/lamina/config.toml";
 
@@ -32,6 +34,10 @@ pub struct Config {
     pub threads: usize,
     /// Let the kernel read and write regular files by itself where it can.
     pub passthrough: bool,
+    /// Let the kernel open the files of image mounts without asking.
+    pub no_open: bool,
+    /// Who holds the upper of a new container.
+    pub upper: UpperMode,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -116,6 +122,8 @@ impl Default for Config {
             address: PathBuf::from("/run/lamina/lamina.sock"),
             threads: 2,
             passthrough: true,
+            no_open: true,
+            upper: UpperMode::default(),
             log: LogConfig::default(),
         }
     }
@@ -256,8 +264,8 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
 
 const COMMENTED: &str = r#"# Configuration of `lamina serve`, usually /etc/lamina/config.toml.
 # Every value here is the default. The environment (LAMINA_ROOT, LAMINA_ADDRESS, LAMINA_THREADS,
-# LAMINA_PASSTHROUGH, LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and flags override
-# both. A key that Lamina does not know is an error.
+# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides
+# the file, and flags override both. A key that Lamina does not know is an error.
 
 # Where snapshots and their metadata live: a file system with xattrs (ext4, xfs, btrfs), and a
 # directory that only root can enter.
@@ -271,6 +279,17 @@ threads = 2
 
 # Let the kernel read and write regular files by itself, where it can (Linux 6.9 and newer).
 passthrough = true
+
+# Let the kernel open the files of image mounts (the read-only mounts of an image, for views and for
+# upper = "kernel") without asking: small files that were read before cost nothing. What was read is
+# then in memory twice, as a page of the layer's file and of the image mount's.
+no_open = true
+
+# Who holds the upper of a new container: "union" is Lamina's own union; "kernel" is the kernel's
+# overlayfs above one read-only mount of the image, which all containers of the image share. A
+# snapshot's label lamina/upper (by way of containerd: containerd.io/snapshot/lamina/upper)
+# overrides it. A container keeps what it was made with. One with shifted users has a union.
+upper = "union"
 
 [log]
 # error, warn, info, debug or trace; or directives for single modules:
@@ -338,6 +357,7 @@ mod tests {
             ),
             ("threads = \"two\"", "threads = \"two\""),
             ("log = 3", "log = 3"),
+            ("upper = \"fuse\"", "upper = \"fuse\""),
             ("[log]\nformat = \"xml\"", "format = \"xml\""),
             ("[log]\nlevel = \"a=b=c\"", "`log.level` can't be `a=b=c`"),
             ("threads = ", "line 1"),

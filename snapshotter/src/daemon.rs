@@ -18,6 +18,7 @@ use crate::root;
 use crate::serve::{FuseMounter, Mounter};
 use crate::service;
 use crate::snapshots::Snapshots;
+use crate::upper_mode::UpperMode;
 
 /// How long calls under way may take to end when the daemon stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -39,6 +40,10 @@ pub struct ServeOptions {
     pub threads: usize,
     /// Whether files are passed through to the kernel where it can.
     pub passthrough: bool,
+    /// Whether the kernel opens the files of image mounts without asking.
+    pub no_open: bool,
+    /// Who holds the uppers of new containers whose labels do not say.
+    pub upper: UpperMode,
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -49,8 +54,9 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<()> {
     root::raise_descriptor_limit();
-    let mounter = Arc::new(FuseMounter::new(options.threads, options.passthrough));
-    serve_with(options, mounter, ready, shutdown).await
+    let mut mounter = FuseMounter::new(options.threads, options.passthrough);
+    mounter.no_open = options.no_open;
+    serve_with(options, Arc::new(mounter), ready, shutdown).await
 }
 
 /// The same with another way to mount, for tests.
@@ -67,7 +73,7 @@ pub async fn serve_with(
     let opened = blocking(move || Snapshots::open(&root, mounter)).await?;
     let (snapshots, report) = opened?;
     log(&report);
-    let snapshots = Arc::new(snapshots);
+    let snapshots = Arc::new(snapshots.with_upper(options.upper));
     let socket = Socket::bind(&options.address);
     let served = match socket {
         Ok((socket, listener)) => {

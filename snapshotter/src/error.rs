@@ -86,6 +86,12 @@ pub enum Error {
         /// What is wrong with them.
         reason: String,
     },
+    /// Labels that say who holds an upper, and make no sense.
+    #[error("cannot tell who holds the upper: {reason}")]
+    BadUpper {
+        /// What is wrong with them.
+        reason: String,
+    },
     /// A view can't have shifted users: it shares its mount with other views.
     #[error("cannot shift the users of the view {}: only those of a snapshot that Prepare makes", Shown(.key))]
     ShiftedView {
@@ -237,6 +243,7 @@ impl Error {
             | Error::BadKey { .. }
             | Error::BadLabel { .. }
             | Error::BadIdMap { .. }
+            | Error::BadUpper { .. }
             | Error::ShiftedView { .. }
             | Error::BadFieldPath { .. }
             | Error::Incomplete(_)

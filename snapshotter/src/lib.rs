@@ -9,7 +9,7 @@
 //! - [`filter`] reads the filters of `List`.
 //! - [`store`] remembers the snapshots; [`store::layout`] is every path below the root.
 //! - [`mounts`] turns a record into what containerd is told to mount.
-//! - [`id_map`] reads how the users of a snapshot are shifted.
+//! - [`id_map`] reads how the users of a snapshot are shifted, [`upper_mode`] who holds its upper.
 //! - [`serve`] keeps the running sessions; `chains` shares one image among them.
 //! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
 //!   `dirs` makes and discards the directories of one snapshot (`trees` deletes what containers
@@ -38,6 +38,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 mod trees;
+pub mod upper_mode;
 pub mod usage;
 
 pub use error::{Error, Result};

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::id_map::IdMap;
 use crate::store::layout::Layout;
 use crate::store::records::{Kind, Record};
+use crate::upper_mode::UpperMode;
 
 /// How a snapshot reaches its user.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -34,7 +35,18 @@ pub enum Access {
         /// How its users are shifted.
         id_map: Option<IdMap>,
     },
-    /// A view: the read-only union of a chain, which all views of the chain share.
+    /// A container whose upper the kernel's overlayfs holds, above the shared image mount.
+    Kernel {
+        /// Where the image is mounted.
+        image: PathBuf,
+        /// The id of the chain's topmost snapshot.
+        chain: u64,
+        /// Upper directory.
+        fs: PathBuf,
+        /// Work directory.
+        work: PathBuf,
+    },
+    /// A view: the shared image mount of its chain.
     Shared {
         /// Where it is mounted.
         at: PathBuf,
@@ -76,10 +88,21 @@ pub fn access(layout: &Layout, key: &str, record: &Record, chain: &[u64]) -> Opt
             fs: layout.fs(id),
             writable: false,
         }),
-        (Kind::Active, None) if is_extract(key) => Some(Access::Directory {
-            fs: layout.fs(id),
-            writable: true,
-        }),
+        (Kind::Active, Some(&top)) if record.upper == UpperMode::Kernel && !is_extract(key) => {
+            Some(Access::Kernel {
+                image: layout.mount(top),
+                chain: top,
+                fs: layout.fs(id),
+                work: layout.work(id),
+            })
+        }
+        // Overlayfs needs a lower: without one the kernel writes into the directory itself.
+        (Kind::Active, None) if record.upper == UpperMode::Kernel || is_extract(key) => {
+            Some(Access::Directory {
+                fs: layout.fs(id),
+                writable: true,
+            })
+        }
         (Kind::Active, Some(_)) if is_extract(key) => Some(Access::Overlay {
             fs: layout.fs(id),
             work: layout.work(id),
@@ -104,22 +127,42 @@ pub fn mounts(access: &Access) -> Vec<Mount> {
             mount
         }
         Access::Shared { at, .. } => bind(at, false),
-        Access::Overlay { fs, work, lower } => {
-            let lower: Vec<String> = lower.iter().map(|path| text(path)).collect();
-            Mount {
-                kind: "overlay",
-                source: "overlay".to_owned(),
-                options: vec![
-                    // An index would tie the layer to this mount; layers are read one by one.
-                    "index=off".to_owned(),
-                    format!("workdir={}", text(work)),
-                    format!("upperdir={}", text(fs)),
-                    format!("lowerdir={}", lower.join(":")),
-                ],
-            }
-        }
+        // An index would tie the layer to this mount; layers are read one by one.
+        Access::Overlay { fs, work, lower } => overlay(&["index=off"], fs, work, lower),
+        Access::Kernel {
+            image, fs, work, ..
+        } => overlay(&ABOVE_IMAGE, fs, work, std::slice::from_ref(image)),
     };
     vec![mount]
+}
+
+/// How overlayfs is mounted above an image, whatever the kernel's defaults are.
+///
+/// What it writes becomes a layer: no index, and no attributes without their data. Redirects are
+/// fine, since the paths of the one lower are those of the merged tree; with them directories of
+/// the image can be renamed. `xino=on`: all files have the mount's device number and keep their
+/// inode number when they are copied up, though the image is another file system than the upper.
+const ABOVE_IMAGE: [&str; 5] = [
+    "index=off",
+    "metacopy=off",
+    "redirect_dir=on",
+    "nfs_export=off",
+    "xino=on",
+];
+
+fn overlay(options: &[&str], fs: &Path, work: &Path, lower: &[PathBuf]) -> Mount {
+    let lower: Vec<String> = lower.iter().map(|path| text(path)).collect();
+    let mut options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+    options.extend([
+        format!("workdir={}", text(work)),
+        format!("upperdir={}", text(fs)),
+        format!("lowerdir={}", lower.join(":")),
+    ]);
+    Mount {
+        kind: "overlay",
+        source: "overlay".to_owned(),
+        options,
+    }
 }
 
 fn bind(source: &Path, writable: bool) -> Mount {
@@ -139,20 +182,16 @@ fn text(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::records::{Labels, Time, Usage};
-
     fn shown(kind: Kind, key: &str, chain: &[u64]) -> Option<String> {
+        shown_by(UpperMode::Union, kind, key, chain)
+    }
+
+    fn shown_by(upper: UpperMode, kind: Kind, key: &str, chain: &[u64]) -> Option<String> {
         let dir = tempfile::tempdir().expect("tempdir");
         let layout = Layout::of(dir.path()).expect("layout");
-        let time = Time { secs: 0, nanos: 0 };
         let record = Record {
-            id: 9,
-            kind,
-            parent: None,
-            labels: Labels::new(),
-            created: time,
-            updated: time,
-            usage: Usage::default(),
+            upper,
+            ..Record::unsaved(9, kind)
         };
         let access = access(&layout, key, &record, chain)?;
         let root = layout.root().to_str().expect("utf-8").to_owned();
@@ -220,6 +259,31 @@ mod tests {
                 expected,
                 "{kind} {key} {chain:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_kernel_holds_an_upper_above_the_shared_image() {
+        let shown = |kind, key, chain: &[u64]| shown_by(UpperMode::Kernel, kind, key, chain);
+        assert_eq!(
+            shown(Kind::Active, "ns/1/c", &[7, 3]).as_deref(),
+            Some(
+                "overlay overlay index=off,metacopy=off,redirect_dir=on,nfs_export=off,xino=on,\
+                 workdir=R/snapshots/9/work,upperdir=R/snapshots/9/fs,lowerdir=R/mounts/7"
+            )
+        );
+        assert_eq!(
+            shown(Kind::Active, "ns/1/c", &[]).as_deref(),
+            Some("bind R/snapshots/9/fs rbind,rw")
+        );
+        // It is the container's business only.
+        for (kind, key) in [
+            (Kind::View, "ns/1/v"),
+            (Kind::Active, "ns/1/extract-1 x"),
+            (Kind::Committed, "ns/1/l"),
+        ] {
+            let by_union = shown_by(UpperMode::Union, kind, key, &[7, 3]);
+            assert_eq!(shown(kind, key, &[7, 3]), by_union, "{kind} {key}");
         }
     }
 

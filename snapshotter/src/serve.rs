@@ -1,8 +1,9 @@
 //! The running sessions: which union is mounted where, and for whom.
 //!
-//! A container's snapshot has a session of its own. Views of one chain share one read-only
-//! session, which ends with the last of them. What mounts is behind [`Mounter`], so that the
-//! verbs can be tested without a kernel.
+//! A container's snapshot has a session of its own. The *image mount* of a chain is one read-only
+//! session that all its views share, and all containers above which the kernel's overlayfs holds
+//! the upper; it ends with the last of them. What mounts is behind [`Mounter`], so that the verbs
+//! can be tested without a kernel.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -60,6 +61,8 @@ pub struct FuseMounter {
     pub threads: usize,
     /// Whether files are passed through to the kernel where it can.
     pub passthrough: bool,
+    /// Whether the kernel opens the files of image mounts without asking.
+    pub no_open: bool,
     images: Chains<Image>,
 }
 
@@ -69,6 +72,7 @@ impl FuseMounter {
         FuseMounter {
             threads: threads.max(1),
             passthrough,
+            no_open: true,
             images: Chains::new(),
         }
     }
@@ -105,6 +109,7 @@ impl Mounter for FuseMounter {
             dev: true,
             exec: true,
             passthrough: self.passthrough,
+            no_open: upper.is_none() && self.no_open,
             idmap: plan.idmap,
             ..SessionOptions::default()
         };
@@ -131,11 +136,12 @@ impl Running for Session {
     }
 }
 
-/// The session that the views of one chain share.
+/// The image mount of one chain.
 #[derive(Default)]
-struct Shared {
+struct ImageMount {
     running: Option<Box<dyn Running>>,
-    views: HashSet<u64>,
+    /// The snapshots that use it.
+    users: HashSet<u64>,
 }
 
 /// All running sessions.
@@ -145,8 +151,8 @@ pub struct Sessions {
     /// Sessions of active snapshots, by snapshot. The caller makes sure that no two threads start
     /// or stop the same one; the lock is never held while a mount is made or ended.
     own: Mutex<HashMap<u64, Box<dyn Running>>>,
-    /// Sessions of views, by chain. Lock order: the table, and without it a slot.
-    shared: Mutex<HashMap<u64, Arc<Mutex<Shared>>>>,
+    /// Image mounts, by chain. Lock order: the table, and without it a slot.
+    images: Mutex<HashMap<u64, Arc<Mutex<ImageMount>>>>,
     /// Set by [`Sessions::stop_all`] before it takes either lock, and read under one: a verb that
     /// outlives the daemon's patience leaves no mount behind.
     closed: AtomicBool,
@@ -159,7 +165,7 @@ impl Sessions {
             layout,
             mounter,
             own: Mutex::default(),
-            shared: Mutex::default(),
+            images: Mutex::default(),
             closed: AtomicBool::new(false),
         }
     }
@@ -218,52 +224,52 @@ impl Sessions {
         sealed.map_err(|source| Error::Seal { id, source })
     }
 
-    /// Makes `view` a user of the chain's read-only session, and starts that if it does not run.
-    pub fn start_view(&self, view: u64, chain: &[u64]) -> Result<()> {
+    /// Makes a snapshot a user of the chain's image mount, and mounts that if it is not.
+    pub fn start_image(&self, user: u64, chain: &[u64]) -> Result<()> {
         let Some(&top) = chain.first() else {
             return Ok(());
         };
-        let mut table = locked(&self.shared);
+        let mut table = locked(&self.images);
         self.check_open()?;
         let slot = Arc::clone(table.entry(top).or_default());
         drop(table);
-        let mut shared = locked(&slot);
-        if !shared
+        let mut mount = locked(&slot);
+        if !mount
             .running
             .as_ref()
             .is_some_and(|running| running.is_alive())
         {
-            shared.running = None;
-            shared.running = Some(self.mount(top, chain, None, false)?);
+            mount.running = None;
+            mount.running = Some(self.mount(top, chain, None, false)?);
         }
-        shared.views.insert(view);
+        mount.users.insert(user);
         Ok(())
     }
 
-    /// Whether `view` has the chain's read-only session, and that answers.
-    pub fn is_viewed(&self, view: u64, top: u64) -> bool {
-        let Some(slot) = locked(&self.shared).get(&top).map(Arc::clone) else {
+    /// Whether a snapshot uses the chain's image mount, and that answers.
+    pub fn uses_image(&self, user: u64, top: u64) -> bool {
+        let Some(slot) = locked(&self.images).get(&top).map(Arc::clone) else {
             return false;
         };
-        let shared = locked(&slot);
-        shared.views.contains(&view) && shared.running.as_ref().is_some_and(|run| run.is_alive())
+        let mount = locked(&slot);
+        mount.users.contains(&user) && mount.running.as_ref().is_some_and(|run| run.is_alive())
     }
 
-    /// Ends the use of a chain's session by `view`; the last one ends the session.
-    pub fn stop_view(&self, view: u64, top: u64) {
-        let Some(slot) = locked(&self.shared).get(&top).map(Arc::clone) else {
+    /// Ends the use of a chain's image mount by a snapshot; the last one ends the mount.
+    pub fn stop_image(&self, user: u64, top: u64) {
+        let Some(slot) = locked(&self.images).get(&top).map(Arc::clone) else {
             return;
         };
-        let mut shared = locked(&slot);
-        if shared.views.remove(&view) && shared.views.is_empty() {
+        let mut mount = locked(&slot);
+        if mount.users.remove(&user) && mount.users.is_empty() {
             // Read-only: nothing is lost if somebody still looks at it, so nobody waits.
-            shared.running = None;
+            mount.running = None;
             self.remove_mount_point(top);
         }
-        drop(shared);
-        let mut table = locked(&self.shared);
+        drop(mount);
+        let mut table = locked(&self.images);
         // The table's reference and ours: nobody else is about to use the slot.
-        if Arc::strong_count(&slot) == 2 && locked(&slot).views.is_empty() {
+        if Arc::strong_count(&slot) == 2 && locked(&slot).users.is_empty() {
             table.remove(&top);
         }
     }
@@ -272,12 +278,12 @@ impl Sessions {
     pub fn stop_all(&self) {
         self.closed.store(true, Ordering::SeqCst);
         let own: Vec<_> = locked(&self.own).drain().collect();
-        let shared: Vec<_> = locked(&self.shared).drain().collect();
+        let images: Vec<_> = locked(&self.images).drain().collect();
         for (id, running) in own {
             drop(running);
             self.remove_mount_point(id);
         }
-        for (top, slot) in shared {
+        for (top, slot) in images {
             locked(&slot).running = None;
             self.remove_mount_point(top);
         }

@@ -292,6 +292,7 @@ fn status_out(status: &SnapshotStatus) -> status_api::Snapshot {
         size_bytes: status.size_bytes,
         inodes: status.inodes,
         mount: mount.unwrap_or_default(),
+        upper: status.upper.clone().unwrap_or_default(),
         created: status.created.clone(),
     }
 }
@@ -306,6 +307,7 @@ fn status_in(snapshot: status_api::Snapshot) -> SnapshotStatus {
         size_bytes: snapshot.size_bytes,
         inodes: snapshot.inodes,
         mount: some(snapshot.mount).map(Into::into),
+        upper: some(snapshot.upper),
         created: snapshot.created,
     }
 }

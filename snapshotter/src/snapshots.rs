@@ -21,6 +21,7 @@ use crate::status::SnapshotStatus;
 use crate::store::Store;
 use crate::store::layout::{Entry, Layout};
 use crate::store::records::{Info, Kind, Labels, Record, Usage};
+use crate::upper_mode::UpperMode;
 use crate::{cleanup, dirs, usage};
 
 /// A key of so many bytes is too long. containerd's are a few hundred bytes at most.
@@ -38,6 +39,8 @@ pub struct Snapshots {
     store: Store,
     sessions: Sessions,
     busy: Busy,
+    /// Who holds the uppers of containers whose labels do not say.
+    upper: UpperMode,
     /// Numbers of snapshots whose directories exist and which are not in the store yet.
     making: Mutex<HashSet<u64>>,
     _lock: RootLock,
@@ -60,6 +63,7 @@ impl Snapshots {
             store,
             sessions,
             busy,
+            upper: UpperMode::default(),
             making,
             _lock: lock,
         };
@@ -70,6 +74,12 @@ impl Snapshots {
         };
         snapshots.mount_all(&mut report)?;
         Ok((snapshots, report))
+    }
+
+    /// From now on new containers get this, unless their labels ask for something else.
+    #[must_use]
+    pub fn with_upper(self, upper: UpperMode) -> Snapshots {
+        Snapshots { upper, ..self }
     }
 
     /// Makes a writable snapshot.
@@ -103,7 +113,10 @@ impl Snapshots {
         check_key("name", name)?;
         check_labels(labels)?;
         let _held = self.busy.hold(&[key, name]);
-        let Record { id, .. } = self.store.committable(key, name)?;
+        let record = self.store.committable(key, name)?;
+        let id = record.id;
+        let chain = self.store.chain_below(&record)?;
+        let access = mounts::access(&self.layout, key, &record, &chain);
         let was_running = self.sessions.is_running(id);
         if !was_running && dirs::was_served(&self.layout, id)? {
             // Only the union can complete such an upper; one that could not be mounted at start
@@ -127,6 +140,8 @@ impl Snapshots {
             Some(true) => Ok(()),
             _ => Err(error),
         }) else {
+            // What the seal has not ended yet: the use of the image mount.
+            self.stop(access.as_ref(), id);
             dirs::discard_work(&self.layout, id);
             return Ok(());
         };
@@ -235,7 +250,12 @@ impl Snapshots {
         let chain = self.store.chain_below(&info.record).unwrap_or_default();
         status.mount = match mounts::access(&self.layout, &info.key, &info.record, &chain) {
             Some(Access::Union { at, .. }) if self.sessions.is_running(id) => Some(at),
-            Some(Access::Shared { at, chain }) if self.sessions.is_viewed(id, chain) => Some(at),
+            Some(
+                Access::Shared { at, chain }
+                | Access::Kernel {
+                    image: at, chain, ..
+                },
+            ) if self.sessions.uses_image(id, chain) => Some(at),
             _ => None,
         };
         status
@@ -259,28 +279,25 @@ impl Snapshots {
                 key: key.to_owned(),
             });
         }
-        let id = self.store.allocate();
-        self.making().insert(id);
-        let answer = self.create_as(id, kind, key, parent, labels, &chain);
-        self.making().remove(&id);
+        let record = Record {
+            parent: chain.first().map(|_| parent.to_owned()),
+            labels: labels.clone(),
+            upper: upper_of_new(kind, key, labels, self.upper)?,
+            ..Record::unsaved(self.store.allocate(), kind)
+        };
+        self.making().insert(record.id);
+        let answer = self.create_as(&record, key, &chain);
+        self.making().remove(&record.id);
         answer
     }
 
-    fn create_as(
-        &self,
-        id: u64,
-        kind: Kind,
-        key: &str,
-        parent: &str,
-        labels: &Labels,
-        chain: &[u64],
-    ) -> Result<Vec<Mount>> {
-        let parent = chain.first().map(|id| (parent, *id));
-        dirs::make(&self.layout, id, kind, chain.first().copied())?;
-        let access = access_of_new(&self.layout, id, kind, key, labels, chain);
+    fn create_as(&self, record: &Record, key: &str, chain: &[u64]) -> Result<Vec<Mount>> {
+        let (id, parent) = (record.id, chain.first().copied());
+        dirs::make(&self.layout, id, record.kind, parent)?;
+        let access = access_of_new(&self.layout, key, record, chain);
         let made = self
             .start(&access, id, chain)
-            .and_then(|()| self.store.create(id, kind, key, parent, labels));
+            .and_then(|()| self.store.create(key, record, parent));
         let Err(error) = made else {
             return Ok(mounts::mounts(&access));
         };
@@ -312,7 +329,7 @@ impl Snapshots {
     fn start(&self, access: &Access, id: u64, chain: &[u64]) -> Result<()> {
         match access {
             Access::Union { id_map, .. } => self.sessions.start(id, chain, id_map.is_some()),
-            Access::Shared { .. } => self.sessions.start_view(id, chain),
+            Access::Shared { .. } | Access::Kernel { .. } => self.sessions.start_image(id, chain),
             Access::Directory { .. } | Access::Overlay { .. } => Ok(()),
         }
     }
@@ -322,7 +339,9 @@ impl Snapshots {
             Some(Access::Union { .. }) => {
                 self.sessions.stop(id);
             }
-            Some(Access::Shared { chain, .. }) => self.sessions.stop_view(id, *chain),
+            Some(Access::Shared { chain, .. } | Access::Kernel { chain, .. }) => {
+                self.sessions.stop_image(id, *chain);
+            }
             Some(Access::Directory { .. } | Access::Overlay { .. }) | None => {}
         }
     }
@@ -359,21 +378,19 @@ impl Snapshots {
     }
 }
 
+/// Who will hold the upper of a new snapshot, if it is a container's; of no other it is said.
+fn upper_of_new(kind: Kind, key: &str, labels: &Labels, default: UpperMode) -> Result<UpperMode> {
+    if kind == Kind::Active && !mounts::is_extract(key) {
+        UpperMode::of_new(labels, default)
+    } else {
+        Ok(UpperMode::default())
+    }
+}
+
 /// How a snapshot that the store does not know yet will reach its user.
-fn access_of_new(
-    layout: &Layout,
-    id: u64,
-    kind: Kind,
-    key: &str,
-    labels: &Labels,
-    chain: &[u64],
-) -> Access {
-    let record = Record {
-        labels: labels.clone(),
-        ..Record::unsaved(id, kind)
-    };
-    mounts::access(layout, key, &record, chain).unwrap_or(Access::Directory {
-        fs: layout.fs(id),
+fn access_of_new(layout: &Layout, key: &str, record: &Record, chain: &[u64]) -> Access {
+    mounts::access(layout, key, record, chain).unwrap_or(Access::Directory {
+        fs: layout.fs(record.id),
         writable: false,
     })
 }

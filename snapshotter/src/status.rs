@@ -37,7 +37,9 @@ pub struct SnapshotStatus {
     pub size_bytes: u64,
     /// Inodes, without its parents'.
     pub inodes: u64,
-    /// Where its union is mounted now.
+    /// Who holds the upper of an active snapshot: `union` or `kernel`.
+    pub upper: Option<String>,
+    /// Where its union, or the image below its upper, is mounted now.
     pub mount: Option<PathBuf>,
     /// When it was made or committed, in RFC 3339.
     pub created: String,
@@ -53,6 +55,7 @@ impl SnapshotStatus {
             parent: info.record.parent.clone(),
             size_bytes: info.record.usage.size,
             inodes: info.record.usage.inodes,
+            upper: (info.record.kind == Kind::Active).then(|| info.record.upper.to_string()),
             mount: None,
             created: info.record.created.to_string(),
         }

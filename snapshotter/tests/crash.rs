@@ -23,6 +23,7 @@ use lamina_snapshotter::daemon::{self, ServeOptions};
 use lamina_snapshotter::serve::testing::FakeMounter;
 use lamina_snapshotter::snapshots::Snapshots;
 use lamina_snapshotter::store::records::Kind;
+use lamina_snapshotter::upper_mode::UpperMode;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
@@ -52,6 +53,8 @@ fn the_daemon() {
         address: address(&dir),
         threads: 2,
         passthrough: true,
+        no_open: true,
+        upper: UpperMode::default(),
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use lamina_snapshotter::config::{Config, LogFormat};
 use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::upper_mode::UpperMode;
 use sd_notify::NotifyState;
 
 use super::{PlaceArgs, logging, signals};
@@ -30,6 +31,12 @@ pub(super) struct ServeArgs {
     /// Let the kernel read and write regular files by itself where it can [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_PASSTHROUGH")]
     passthrough: Option<bool>,
+    /// Let the kernel open the files of image mounts without asking [default: true]
+    #[arg(long, value_name = "BOOL", env = "LAMINA_NO_OPEN")]
+    no_open: Option<bool>,
+    /// Who holds the upper of a new container: union or kernel [default: union]
+    #[arg(long, value_name = "WHO", env = "LAMINA_UPPER")]
+    upper: Option<UpperMode>,
     /// error, warn, info, debug or trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL", env = "LAMINA_LOG_LEVEL")]
     log_level: Option<String>,
@@ -57,6 +64,12 @@ impl ServeArgs {
         if let Some(passthrough) = self.passthrough {
             config.passthrough = passthrough;
         }
+        if let Some(no_open) = self.no_open {
+            config.no_open = no_open;
+        }
+        if let Some(upper) = self.upper {
+            config.upper = upper;
+        }
         if let Some(level) = &self.log_level {
             config.log.level.clone_from(level);
         }
@@ -80,6 +93,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         address: config.address,
         threads: config.threads,
         passthrough: config.passthrough,
+        no_open: config.no_open,
+        upper: config.upper,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -47,12 +47,13 @@ fn table(snapshots: &[SnapshotStatus]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "ID", "KIND", "KEY", "PARENT", "SIZE", "INODES", "MOUNT", "CREATED",
+        "ID", "KIND", "UPPER", "KEY", "PARENT", "SIZE", "INODES", "MOUNT", "CREATED",
     ]);
     for snapshot in snapshots {
         table.add_row([
             snapshot.id.to_string(),
             snapshot.kind.clone(),
+            snapshot.upper.clone().unwrap_or_else(|| "-".to_owned()),
             printable(&snapshot.key),
             printable(snapshot.parent.as_deref().unwrap_or("-")),
             size(snapshot.size_bytes),
@@ -64,7 +65,7 @@ fn table(snapshots: &[SnapshotStatus]) -> Table {
             snapshot.created.clone(),
         ]);
     }
-    for column in [0, 4, 5] {
+    for column in [0, 5, 6] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -131,6 +132,7 @@ mod tests {
             parent: parent.map(str::to_owned),
             size_bytes: 4096,
             inodes: 2,
+            upper: Some("kernel".to_owned()),
             mount: None,
             created: "2026-01-02T03:04:05Z".to_owned(),
         };
@@ -142,6 +144,10 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[0].contains("PARENT"));
+        assert!(
+            lines[1].contains("active  kernel  default/1/base"),
+            "{text}"
+        );
         assert!(lines[1].contains("default/1/base") && lines[1].contains("4.0 KiB"));
         assert!(lines[2].contains(r"default/2/\u{1b}[31m"), "{text}");
     }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::error::Code;
 use crate::store::records::{Kind, Labels, Record, Time, Usage};
+use crate::upper_mode::UpperMode;
 
 fn info(key: &str, kind: Kind, parent: Option<&str>, labels: &[(&str, &str)]) -> Info {
     let time = Time { secs: 0, nanos: 0 };
@@ -17,6 +18,7 @@ fn info(key: &str, kind: Kind, parent: Option<&str>, labels: &[(&str, &str)]) ->
             kind,
             parent: parent.map(str::to_owned),
             labels,
+            upper: UpperMode::default(),
             created: time,
             updated: time,
             usage: Usage::default(),

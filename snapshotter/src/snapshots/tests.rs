@@ -79,6 +79,85 @@ fn views_of_a_chain_share_one_mount_until_the_last() {
     assert_eq!(mounter.names(), ["1"]);
 }
 
+fn asks_for(upper: &str) -> Labels {
+    Labels::from([("lamina/upper".to_owned(), upper.to_owned())])
+}
+
+#[test]
+fn the_kernels_uppers_stand_on_the_mount_that_views_share() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, mounter, _) = open(dir.path());
+    layer(&all, "base", "");
+    let kernel = asks_for("kernel");
+    all.prepare("one", "base", &kernel).expect("prepare");
+    all.prepare("two", "base", &kernel).expect("prepare");
+    all.view("look", "base", &none()).expect("view");
+    assert_eq!(mounter.names(), ["1"], "one mount for all three");
+    all.remove("look").expect("remove");
+    all.remove("one").expect("remove");
+    assert_eq!(mounter.names(), ["1"]);
+    all.commit("saved", "two", &none()).expect("commit");
+    assert!(mounter.names().is_empty(), "a layer uses no image mount");
+    all.prepare("alone", "", &kernel).expect("without an image");
+    assert!(mounter.names().is_empty());
+    all.prepare("above", "saved", &none()).expect("prepare");
+    assert_eq!(mounter.names(), ["6"], "a union");
+}
+
+#[test]
+fn a_snapshot_keeps_who_holds_its_upper() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    let all = all.with_upper(UpperMode::Kernel);
+    layer(&all, "base", "");
+    let kernel = all.prepare("kernel", "base", &none()).expect("prepare");
+    let union = all.prepare("union", "base", &asks_for("union"));
+    let union = union.expect("prepare");
+    assert_eq!((kernel[0].kind, union[0].kind), ("overlay", "bind"));
+    // Neither a label that comes later nor another configuration changes how one is mounted.
+    for (key, upper) in [("kernel", "union"), ("union", "kernel")] {
+        all.update(key, &asks_for(upper), &[]).expect("update");
+    }
+    drop(all);
+    let (all, mounter, _) = open(dir.path());
+    assert_eq!(mounter.names(), ["1", "3"], "mounted before anybody asks");
+    assert_eq!(all.mounts("kernel").expect("mounts"), kernel);
+    assert_eq!(all.mounts("union").expect("mounts"), union);
+    let upper = |key: &str| {
+        let status = all.status().expect("status").into_iter();
+        let of_key = status.filter(|snapshot| snapshot.key == key);
+        of_key
+            .map(|snapshot| (snapshot.upper, snapshot.mount))
+            .next()
+    };
+    let mount = |id| Some(all.layout.mount(id));
+    assert_eq!(upper("kernel"), Some((Some("kernel".to_owned()), mount(1))));
+    assert_eq!(upper("union"), Some((Some("union".to_owned()), mount(3))));
+    assert_eq!(upper("base"), Some((None, None)));
+}
+
+#[test]
+fn an_upper_that_nobody_can_hold_is_refused() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    layer(&all, "base", "");
+    let mut shifted = asks_for("kernel");
+    for label in ["uidmapping", "gidmapping"] {
+        let label = format!("containerd.io/snapshot/{label}");
+        shifted.insert(label, "0:100000:65536".to_owned());
+    }
+    for labels in [asks_for("fuse"), shifted] {
+        let error = all.prepare("run", "base", &labels).expect_err("refused");
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    }
+    // Layers and views have no container.
+    all.prepare("extract-1 x", "base", &asks_for("fuse"))
+        .expect("prepare");
+    all.view("look", "base", &asks_for("fuse")).expect("view");
+    drop(all);
+    whole(dir.path());
+}
+
 #[test]
 fn the_root_of_a_child_is_owned_like_its_parents() {
     let dir = tempfile::tempdir().expect("tempdir");

@@ -116,19 +116,12 @@ impl Store {
         })
     }
 
-    /// Adds an active snapshot or a view. `parent` is its key, and the id that it had when the
-    /// directories were made: a parent that was replaced meanwhile is another one.
-    pub fn create(
-        &self,
-        id: u64,
-        kind: Kind,
-        key: &str,
-        parent: Option<(&str, u64)>,
-        labels: &Labels,
-    ) -> Result<Record> {
+    /// Adds an active snapshot or a view. `parent` is the id that its parent had when the
+    /// directories were made: one that was replaced meanwhile is another one.
+    pub fn create(&self, key: &str, new: &Record, parent: Option<u64>) -> Result<Record> {
         self.write(|tables| {
-            if let Some((name, id)) = parent
-                && tables.need_parent(name)?.id != id
+            if let Some(name) = &new.parent
+                && Some(tables.need_parent(name)?.id) != parent
             {
                 return Err(Error::ParentNotFound {
                     parent: name.to_owned(),
@@ -137,15 +130,12 @@ impl Store {
             tables.need_free(key)?;
             let now = Time::now();
             let record = Record {
-                id,
-                kind,
-                parent: parent.map(|(name, _)| name.to_owned()),
-                labels: without_empty(labels),
+                labels: without_empty(&new.labels),
                 created: now,
                 updated: now,
-                usage: Usage::default(),
+                ..new.clone()
             };
-            tables.put(key, &record, parent.map(|(_, id)| id))?;
+            tables.put(key, &record, parent)?;
             Ok(record)
         })
     }

@@ -10,6 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::upper_mode::UpperMode;
+
 /// The version of the records and tables.
 pub const FORMAT: u64 = 1;
 
@@ -121,6 +123,9 @@ pub struct Record {
     /// Labels; never with an empty value (containerd's store drops those).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: Labels,
+    /// Who holds its upper, or held it before it was committed. Decided when it was made.
+    #[serde(default, skip_serializing_if = "UpperMode::is_union")]
+    pub upper: UpperMode,
     /// When it was made, or committed.
     pub created: Time,
     /// When its labels last changed.
@@ -139,6 +144,7 @@ impl Record {
             kind,
             parent: None,
             labels: Labels::new(),
+            upper: UpperMode::default(),
             created: now,
             updated: now,
             usage: Usage::default(),
@@ -180,6 +186,7 @@ mod tests {
             kind: Kind::Committed,
             parent: Some("below".to_owned()),
             labels: Labels::from([("a".to_owned(), "b".to_owned())]),
+            upper: UpperMode::Union,
             created: Time { secs: 1, nanos: 2 },
             updated: Time { secs: 3, nanos: 4 },
             usage: Usage { size: 5, inodes: 6 },
@@ -193,5 +200,21 @@ mod tests {
             serde_json::from_str::<Record>(&text).expect("decode"),
             record
         );
+    }
+
+    #[test]
+    fn who_holds_the_upper_is_written_only_if_it_is_the_kernel() {
+        let record = Record {
+            upper: UpperMode::Kernel,
+            ..Record::unsaved(7, Kind::Active)
+        };
+        let text = serde_json::to_string(&record).expect("encode");
+        assert!(
+            text.contains(r#""kind":"active","upper":"kernel","created""#),
+            "{text}"
+        );
+        let old = text.replace(r#""upper":"kernel","#, "");
+        let old: Record = serde_json::from_str(&old).expect("decode");
+        assert_eq!(old.upper, UpperMode::Union);
     }
 }

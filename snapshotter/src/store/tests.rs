@@ -14,10 +14,17 @@ fn store(dir: &Path) -> (Layout, Store) {
 }
 
 fn add(store: &Store, key: &str, parent: Option<&str>) -> Result<Record> {
-    let parent = parent
-        .map(|name| Ok::<_, Error>((name, store.parent(name)?.0.id)))
+    let id = parent
+        .map(|name| Ok::<_, Error>(store.parent(name)?.0.id))
         .transpose()?;
-    store.create(store.allocate(), Kind::Active, key, parent, &Labels::new())
+    store.create(key, &new(store, Kind::Active, parent), id)
+}
+
+fn new(store: &Store, kind: Kind, parent: Option<&str>) -> Record {
+    Record {
+        parent: parent.map(str::to_owned),
+        ..Record::unsaved(store.allocate(), kind)
+    }
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
@@ -78,13 +85,7 @@ fn refusals_have_containerds_codes() {
     commit("active", "done").expect("commit");
     assert_eq!(code(commit("done", "x")), Code::FailedPrecondition);
     assert_eq!(code(store.remove("none")), Code::NotFound);
-    let other = store.create(
-        store.allocate(),
-        Kind::View,
-        "x",
-        Some(("done", 99)),
-        &Labels::new(),
-    );
+    let other = store.create("x", &new(&store, Kind::View, Some("done")), Some(99));
     assert_eq!(
         code(other),
         Code::NotFound,

@@ -35,13 +35,22 @@ const CASES: [&str; 20] = [
 
 #[test]
 fn containerds_overlayfs_passes_its_own_suite() -> Result<()> {
-    let told = suite("overlayfs")?;
+    let told = suite("overlayfs", "")?;
     verdict(&told, &["TestConformance/Rename", "TestRename"])
 }
 
 #[test]
 fn lamina_passes_containerds_suite() -> Result<()> {
-    let told = suite("lamina")?;
+    lamina_passes("union")
+}
+
+#[test]
+fn lamina_passes_containerds_suite_with_the_kernels_uppers() -> Result<()> {
+    lamina_passes("kernel")
+}
+
+fn lamina_passes(upper: &str) -> Result<()> {
+    let told = suite("lamina", upper)?;
     ensure!(
         told.lines()
             .any(|line| line.starts_with("--- PASS: TestRename")),
@@ -76,8 +85,9 @@ fn verdict(told: &str, skipped: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the Go test with Debian's packaged sources, runs it and returns what it printed.
-fn suite(snapshotter: &str) -> Result<String> {
+/// Builds the Go test with Debian's packaged sources, runs it and returns what it printed. `upper`
+/// is who holds the uppers, if the snapshotter is Lamina.
+fn suite(snapshotter: &str, upper: &str) -> Result<String> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "needs root: run scripts/test"
@@ -107,7 +117,8 @@ fn suite(snapshotter: &str) -> Result<String> {
     run.args(["-test.v", "-test.parallel", "4", "-test.timeout", "15m"]);
     run.current_dir(dir.path())
         .env("TMPDIR", dir.path())
-        .env("SNAPSHOTTER", snapshotter);
+        .env("SNAPSHOTTER", snapshotter)
+        .env("LAMINA_UPPER", upper);
     run.env("LAMINA_BIN", env!("CARGO_BIN_EXE_lamina"));
     said(run.output()?)
 }

@@ -19,6 +19,8 @@ use std::{env, mem};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use lamina_snapshotter::upper_mode::UpperMode;
+
 use super::alone;
 use super::harness::{Api, Containerd, Daemon, Kind, Scratch, Snapshotter, mounts_below, wait_for};
 
@@ -107,7 +109,7 @@ enum Victim {
 impl Victim {
     fn start(scratch: &Scratch) -> Result<Self> {
         Ok(match Snapshotter::chosen()? {
-            Snapshotter::Lamina => Self::Lamina(Daemon::start(scratch.path())?),
+            Snapshotter::Lamina => Self::Lamina(Daemon::start(scratch.path(), UpperMode::Union)?),
             Snapshotter::Overlayfs => Self::Containerd(Containerd::start(scratch.path(), "")?),
         })
     }

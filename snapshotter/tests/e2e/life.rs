@@ -4,28 +4,75 @@ use anyhow::{Result, ensure};
 
 use super::alone;
 use super::harness::{Host, IMAGE};
+use lamina_snapshotter::upper_mode::UpperMode;
 
 const CONTAINERS: [&str; 3] = ["red", "green", "blue"];
 
 #[test]
 fn a_life_without_incident() -> Result<()> {
-    life(|_| Ok(()))
+    life(UpperMode::Union, |_| Ok(()))
+}
+
+#[test]
+fn a_life_on_the_kernels_uppers() -> Result<()> {
+    life(UpperMode::Kernel, |_| Ok(()))
+}
+
+#[test]
+fn a_life_on_the_kernels_uppers_with_lamina_restarted_between_any_two_steps() -> Result<()> {
+    life(UpperMode::Kernel, Host::restart_snapshotter)
+}
+
+#[test]
+fn a_label_chooses_who_holds_the_upper() -> Result<()> {
+    let _turn = alone();
+    let host = Host::start()?;
+    host.import()?;
+    let site = format!("{IMAGE}:site");
+    for (id, upper) in [("red", UpperMode::Kernel), ("green", UpperMode::Union)] {
+        host.ctr.start_with(Some(upper), id, &site, "")?;
+        host.ctr.exec(id, &write_as(id))?;
+        ensure!(seen(&host, id)? == expected(id), "{upper}");
+        // containerd's own snapshotter knows no such label.
+        if host.lamina.is_some() {
+            let mount = root_mount(&host, id)?;
+            ensure!(is_of(upper, &mount), "{upper}: {mount}");
+        }
+    }
+    for id in ["red", "green"] {
+        host.ctr.stop_task(id)?;
+        host.ctr.delete(id)?;
+    }
+    host.stop()
+}
+
+/// How the root of a container is mounted, in its own words.
+fn root_mount(host: &Host, id: &str) -> Result<String> {
+    host.ctr.exec(id, "grep ' / ' /proc/mounts")
+}
+
+fn is_of(upper: UpperMode, mount: &str) -> bool {
+    match upper {
+        UpperMode::Kernel => mount.starts_with("overlay / overlay "),
+        UpperMode::Union => mount.starts_with("lamina / fuse.lamina "),
+    }
 }
 
 #[test]
 fn a_life_with_lamina_restarted_between_any_two_steps() -> Result<()> {
-    life(Host::restart_snapshotter)
+    life(UpperMode::Union, Host::restart_snapshotter)
 }
 
 #[test]
 fn a_life_with_containerd_restarted_between_any_two_steps() -> Result<()> {
-    life(Host::restart_containerd)
+    life(UpperMode::Union, Host::restart_containerd)
 }
 
-/// Import, run, write, commit, run the commit, delete, collect; `between` happens in between.
-fn life(between: impl Fn(&mut Host) -> Result<()>) -> Result<()> {
+/// Import, run, write, commit, run the commit, delete, collect; `between` happens in between. The
+/// commit runs once more with the other one of union and kernel, above what this one wrote.
+fn life(upper: UpperMode, between: impl Fn(&mut Host) -> Result<()>) -> Result<()> {
     let _turn = alone();
-    let mut host = Host::start()?;
+    let mut host = Host::start_with(upper)?;
     let site = format!("{IMAGE}:site");
 
     host.import()?;
@@ -39,6 +86,7 @@ fn life(between: impl Fn(&mut Host) -> Result<()>) -> Result<()> {
     between(&mut host)?;
     for id in CONTAINERS {
         host.ctr.exec(id, &write_as(id))?;
+        ensure!(host.lamina.is_none() || is_of(upper, &root_mount(&host, id)?));
     }
     between(&mut host)?;
     each_sees_its_own(&host)?;
@@ -56,17 +104,27 @@ fn life(between: impl Fn(&mut Host) -> Result<()>) -> Result<()> {
         seen(&host, "child")? == expected("green"),
         "the commit differs from its container"
     );
+    let other = match upper {
+        UpperMode::Kernel => UpperMode::Union,
+        UpperMode::Union => UpperMode::Kernel,
+    };
+    host.ctr.start_with(Some(other), "other", &greener, "")?;
+    between(&mut host)?;
+    ensure!(
+        seen(&host, "other")? == expected("green"),
+        "the commit differs from its container for {other}"
+    );
     host.ctr
         .exec("child", "echo child > /srv/who; mkdir /srv/only-child")?;
     between(&mut host)?;
     each_sees_its_own(&host)?;
     ensure!(host.ctr.exec("child", "cat /srv/who")? == "child\n");
 
-    for id in CONTAINERS.into_iter().chain(["child"]) {
+    for id in CONTAINERS.into_iter().chain(["child", "other"]) {
         host.ctr.stop_task(id)?;
     }
     between(&mut host)?;
-    for id in CONTAINERS.into_iter().chain(["child"]) {
+    for id in CONTAINERS.into_iter().chain(["child", "other"]) {
         host.ctr.delete(id)?;
     }
     between(&mut host)?;

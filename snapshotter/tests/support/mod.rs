@@ -23,6 +23,7 @@ use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
 use lamina_snapshotter::serve::Mounter;
 use lamina_snapshotter::serve::testing::FakeMounter;
+use lamina_snapshotter::upper_mode::UpperMode;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -41,6 +42,8 @@ pub fn options(dir: &Path) -> ServeOptions {
         address: dir.join("run/lamina.sock"),
         threads: 2,
         passthrough: true,
+        no_open: true,
+        upper: UpperMode::default(),
     }
 }
 

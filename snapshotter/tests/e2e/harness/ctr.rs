@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use lamina_snapshotter::upper_mode::{INHERITED_LABEL, UpperMode};
+
 use super::process::output;
 
 /// A container's process when it has nothing to do.
@@ -62,17 +64,25 @@ impl Ctr {
 
     /// Starts a container that runs `script` and then sleeps.
     pub fn start(&self, id: &str, image: &str, script: &str) -> Result<()> {
+        self.start_with(None, id, image, script)
+    }
+
+    /// The same with a label that says who holds the upper.
+    pub fn start_with(
+        &self,
+        upper: Option<UpperMode>,
+        id: &str,
+        image: &str,
+        script: &str,
+    ) -> Result<()> {
         let script = format!("{script}\n{IDLE}");
         let mut command = self.command(&["run", "--detach", "--null-io"]);
-        command.args([
-            "--snapshotter",
-            self.snapshotter,
-            image,
-            id,
-            "/bin/sh",
-            "-ec",
-            &script,
-        ]);
+        command.args(["--snapshotter", self.snapshotter]);
+        if let Some(upper) = upper {
+            command.arg("--snapshotter-label");
+            command.arg(format!("{INHERITED_LABEL}={upper}"));
+        }
+        command.args([image, id, "/bin/sh", "-ec", &script]);
         output(&mut command).map(drop)
     }
 

@@ -7,6 +7,8 @@ use std::{env, process};
 
 use anyhow::{Context as _, Result, bail};
 
+use lamina_snapshotter::upper_mode::UpperMode;
+
 use super::containerd::Containerd;
 use super::ctr::Ctr;
 use super::image::Layout;
@@ -60,12 +62,17 @@ pub struct Host {
 impl Host {
     /// Sets the stage with the snapshotter that the environment chooses.
     pub fn start() -> Result<Self> {
+        Self::start_with(UpperMode::Union)
+    }
+
+    /// The same, and Lamina's configuration says who holds the uppers.
+    pub fn start_with(upper: UpperMode) -> Result<Self> {
         require()?;
         let snapshotter = Snapshotter::chosen()?;
         let scratch = Scratch::new()?;
         let layout = Layout::build(scratch.path())?;
         let lamina = match snapshotter {
-            Snapshotter::Lamina => Some(Daemon::start(scratch.path())?),
+            Snapshotter::Lamina => Some(Daemon::start(scratch.path(), upper)?),
             Snapshotter::Overlayfs => None,
         };
         let snippet = lamina

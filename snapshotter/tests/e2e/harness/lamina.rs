@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use lamina_snapshotter::upper_mode::UpperMode;
+
 use super::process::{Process, output};
 
 /// How long the daemon may take until its socket answers.
@@ -37,14 +39,16 @@ pub fn binary() -> Result<PathBuf> {
 pub struct Daemon {
     process: Option<Process>,
     dir: PathBuf,
+    upper: UpperMode,
 }
 
 impl Daemon {
     /// Starts `lamina serve` with everything below `dir` and waits until its socket answers.
-    pub fn start(dir: &Path) -> Result<Self> {
+    pub fn start(dir: &Path, upper: UpperMode) -> Result<Self> {
         let mut daemon = Self {
             process: None,
             dir: dir.to_owned(),
+            upper,
         };
         daemon.start_again()?;
         Ok(daemon)
@@ -55,6 +59,7 @@ impl Daemon {
         let mut command = Command::new(binary()?);
         command.arg("serve").arg("--root").arg(self.root());
         command.arg("--address").arg(self.socket());
+        command.arg("--upper").arg(self.upper.as_str());
         let socket = self.socket();
         let mut process = Process::spawn(&mut command, &self.dir.join("lamina.log"))?;
         process.wait_ready(START_LIMIT, || UnixStream::connect(&socket).is_ok())?;

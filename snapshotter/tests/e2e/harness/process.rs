@@ -15,7 +15,7 @@ const COMMAND_LIMIT: Duration = Duration::from_mins(3);
 /// How long a daemon may take to end after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
-/// Runs `command` to its end and returns its standard output; a failure carries standard error.
+/// Runs `command` to its end and returns its standard output; a failure carries all that it said.
 pub fn output(command: &mut Command) -> Result<String> {
     let said = format!("{command:?}");
     let child = command
@@ -33,8 +33,9 @@ pub fn output(command: &mut Command) -> Result<String> {
     };
     let ended = ended?;
     if !ended.status.success() {
-        let stderr = String::from_utf8_lossy(&ended.stderr);
-        bail!("{said}: {}: {}", ended.status, stderr.trim());
+        let told = [ended.stdout, ended.stderr].concat();
+        let told = String::from_utf8_lossy(&told);
+        bail!("{said}: {}: {}", ended.status, told.trim());
     }
     Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
 }
