@@ -1,0 +1,183 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Parser, Subcommand};
+use lamina_benches::image::Scale;
+use lamina_benches::systems::{FuseOverlayfs, Lamina, LaminaWithKernelUpper, Overlayfs, System};
+use lamina_benches::works::{self, Work};
+
+/// Every system, in the order of the columns.
+pub(crate) const SYSTEMS: [&str; 5] = [
+    "overlayfs",
+    "fuse-overlayfs-1",
+    "fuse-overlayfs-2",
+    "lamina",
+    "lamina+kernel",
+];
+
+/// Races of union file systems.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// Race over the same layers, and report times and ratios
+    Race(Box<RaceArguments>),
+    /// Names of works and systems
+    List,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RaceArguments {
+    /// Where layers and uppers lie [default: target/bench beside this program]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Where the report goes [default: DIR/report]
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Size of everything; 1 is 120,000 files and a file of 1 GiB
+    #[arg(long, value_name = "FACTOR")]
+    scale: Option<f64>,
+    /// How often each system does each work
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Five minutes: scale 0.1, 3 rounds
+    #[arg(long)]
+    short: bool,
+    /// Only these works, by name or by the beginning of a name
+    #[arg(long, value_name = "WORK", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these systems
+    #[arg(long = "systems", value_name = "SYSTEM", value_delimiter = ',')]
+    systems: Vec<String>,
+    /// The `lamina` program [default: beside this program]; NAME=PROGRAM gives it a name, and may
+    /// be given several times: as a race of two builds
+    #[arg(long, value_name = "[NAME=]PROGRAM")]
+    lamina: Vec<String>,
+    /// More mount options for `lamina`, such as without=passthrough
+    #[arg(long, value_name = "OPTIONS", default_value = "")]
+    lamina_options: String,
+    /// fuse-overlayfs 1
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        default_value = "/usr/bin/fuse-overlayfs"
+    )]
+    fuse_overlayfs_1: PathBuf,
+    /// fuse-overlayfs 2 [default: target/tools/bin/fuse-overlayfs]
+    #[arg(long, value_name = "PROGRAM")]
+    fuse_overlayfs_2: Option<PathBuf>,
+}
+
+impl RaceArguments {
+    pub(crate) fn dir(&self) -> Result<PathBuf> {
+        match &self.dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(target()?.join("bench")),
+        }
+    }
+
+    pub(crate) fn report(&self) -> Result<PathBuf> {
+        match &self.report {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(self.dir()?.join("report")),
+        }
+    }
+
+    pub(crate) fn scale(&self) -> Result<Scale> {
+        let factor = self.scale.unwrap_or(if self.short { 0.1 } else { 1.0 });
+        Scale::new(factor).context("--scale has to be above 0 and at most 4")
+    }
+
+    pub(crate) fn rounds(&self) -> usize {
+        let rounds = self.rounds.unwrap_or(if self.short { 3 } else { 7 });
+        rounds.max(1)
+    }
+
+    /// The works that `--only` names.
+    pub(crate) fn works(&self) -> Result<Vec<Work>> {
+        let works = works::all();
+        for name in &self.only {
+            let known = works
+                .iter()
+                .any(|work| work.name.starts_with(name.as_str()));
+            ensure!(
+                known,
+                "--only {name}: no such work; `lamina-benches list` names all"
+            );
+        }
+        let chosen = |work: &Work| {
+            let named = |name: &String| work.name.starts_with(name.as_str());
+            self.only.is_empty() || self.only.iter().any(named)
+        };
+        Ok(works.into_iter().filter(chosen).collect())
+    }
+
+    /// The systems that `--systems` names.
+    pub(crate) fn systems(&self) -> Result<Vec<Box<dyn System>>> {
+        let names: Vec<&str> = match self.systems.as_slice() {
+            [] => SYSTEMS.into(),
+            some => some.iter().map(String::as_str).collect(),
+        };
+        let mut systems: Vec<Box<dyn System>> = Vec::new();
+        for name in names {
+            match name {
+                "overlayfs" => systems.push(Box::new(Overlayfs)),
+                "fuse-overlayfs-1" => {
+                    systems.push(Box::new(FuseOverlayfs::new(name, &self.fuse_overlayfs_1)));
+                }
+                "fuse-overlayfs-2" => {
+                    let program = match &self.fuse_overlayfs_2 {
+                        Some(program) => program.clone(),
+                        None => target()?.join("tools/bin/fuse-overlayfs"),
+                    };
+                    systems.push(Box::new(FuseOverlayfs::new(name, &program)));
+                }
+                "lamina" => {
+                    let all = self.laminas()?;
+                    systems.extend(all.into_iter().map(|one| Box::new(one) as Box<dyn System>));
+                }
+                "lamina+kernel" => {
+                    let all = self.laminas()?.into_iter().map(LaminaWithKernelUpper::new);
+                    systems.extend(all.map(|one| Box::new(one) as Box<dyn System>));
+                }
+                _ => bail!("--systems {name}: there are {}", SYSTEMS.join(", ")),
+            }
+        }
+        Ok(systems)
+    }
+
+    /// Each program that `--lamina` names.
+    fn laminas(&self) -> Result<Vec<Lamina>> {
+        if self.lamina.is_empty() {
+            let program = std::env::current_exe()?.with_file_name("lamina");
+            ensure!(
+                program.exists(),
+                "no {}: build it, or give --lamina",
+                program.display()
+            );
+            return Ok(vec![Lamina::new("lamina", &program, &self.lamina_options)]);
+        }
+        let one = |text: &String| {
+            let (name, program) = match text.split_once('=') {
+                Some((name, program)) => (format!("lamina-{name}"), program),
+                None => ("lamina".to_owned(), text.as_str()),
+            };
+            Lamina::new(&name, program.as_ref(), &self.lamina_options)
+        };
+        Ok(self.lamina.iter().map(one).collect())
+    }
+}
+
+/// The target directory: this program is in its `release/`.
+fn target() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let target = program.ancestors().nth(2);
+    Ok(target.context("this program lies nowhere")?.to_owned())
+}

@@ -1,0 +1,204 @@
+//! The directory in which a race happens:
+//!
+//! ```text
+//! DIR/layers/<scale>/userland-128/000 … 127   the layers, kept for the next race
+//! DIR/round/{upper,work,mnt,…}                what one run needs, deleted after it
+//! DIR/servers.log                             what the servers of the mounts say
+//! ```
+//!
+//! Layers are made when a work needs them for the first time. A stack of layers is complete when
+//! it has its final name; what an interrupted race left behind under another one is deleted.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use rustix::fs::CWD;
+
+use crate::image::{Image, Scale, layers, repository};
+
+/// So many MiB are needed at scale 1: four stacks of the userland, the large file, an upper.
+const ROOM: u32 = 16 << 10;
+
+/// Of what a mount is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layers {
+    /// [`Image::userland`] in so many layers.
+    Userland(usize),
+    /// [`Image::data`] and the repository, in one layer below an empty one.
+    Data,
+}
+
+/// The directory of the race, and the images that are there.
+#[derive(Debug)]
+pub struct Ground {
+    dir: PathBuf,
+    scale: Scale,
+    userland: Image,
+    data: Image,
+}
+
+impl Ground {
+    /// Uses `dir`, and deletes what an interrupted run left there.
+    pub fn new(dir: &Path, scale: Scale) -> Result<Ground> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let ground = Ground {
+            dir: fs::canonicalize(dir)?,
+            scale,
+            userland: Image::userland(scale),
+            data: Image::data(scale),
+        };
+        ground.clear_round()?;
+        ground.room()?;
+        Ok(ground)
+    }
+
+    /// Fails if the disk is too small for the layers and an upper, before hours go into them.
+    fn room(&self) -> Result<()> {
+        let found = rustix::fs::statvfs(&self.dir)?;
+        let free = (found.f_bavail * found.f_frsize) >> 20;
+        let needed = self.scale.count(ROOM);
+        ensure!(
+            free >= needed as u64,
+            "{} has {free} MiB left, but {needed} MiB are needed: choose another directory, or a \
+             smaller --scale",
+            self.dir.display()
+        );
+        Ok(())
+    }
+
+    /// How large everything is.
+    pub fn scale(&self) -> Scale {
+        self.scale
+    }
+
+    /// Where it lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the mount of these layers shows.
+    pub fn image(&self, layers: Layers) -> &Image {
+        match layers {
+            Layers::Userland(_) => &self.userland,
+            Layers::Data => &self.data,
+        }
+    }
+
+    /// The directories of these layers, the topmost first. Makes them if they aren't there.
+    pub fn layers(&self, layers: Layers) -> Result<Vec<PathBuf>> {
+        let (name, count) = match layers {
+            Layers::Userland(count) => (format!("userland-{count}"), count),
+            Layers::Data => ("data".to_owned(), 2),
+        };
+        let all = self
+            .dir
+            .join("layers")
+            .join(self.scale.factor().to_string());
+        let dir = all.join(&name);
+        if !dir.exists() {
+            let unfinished = all.join("unfinished");
+            remove_tree(&unfinished)?;
+            self.write(layers, count, &unfinished)
+                .with_context(|| format!("cannot write the layers {name}"))?;
+            rustix::fs::sync();
+            fs::rename(&unfinished, &dir)?;
+        }
+        Ok(layers::paths(&dir, count))
+    }
+
+    fn write(&self, layers: Layers, count: usize, dir: &Path) -> Result<()> {
+        let image = self.image(layers);
+        let bar = ProgressBar::new(image.nodes().len() as u64);
+        bar.set_style(ProgressStyle::with_template(
+            "writing an image in {msg} layers {wide_bar} {pos}/{len}",
+        )?);
+        bar.set_message(count.to_string());
+        let stack = layers::write(image, dir, count, || bar.inc(1))?;
+        bar.finish_and_clear();
+        if let (Layers::Data, Some(lowest)) = (layers, stack.last()) {
+            repository::make(&lowest.join(repository::REPOSITORY), self.scale)?;
+        }
+        Ok(())
+    }
+
+    /// Fresh directories for one run.
+    pub fn round(&self) -> Result<Round> {
+        self.clear_round()?;
+        let round = Round {
+            dir: self.dir.join("round"),
+        };
+        fs::create_dir(&round.dir)?;
+        for dir in [round.upper(), round.work(), round.mount(), round.below()] {
+            fs::create_dir(dir)?;
+        }
+        Ok(round)
+    }
+
+    /// Deletes what a run left behind.
+    pub fn clear_round(&self) -> Result<()> {
+        remove_tree(&self.dir.join("round"))
+    }
+}
+
+/// The directories of one run.
+#[derive(Clone, Debug)]
+pub struct Round {
+    dir: PathBuf,
+}
+
+impl Round {
+    /// The upper directory of the union.
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
+    }
+
+    /// Its work directory.
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// Where the union is mounted.
+    pub fn mount(&self) -> PathBuf {
+        self.dir.join("mnt")
+    }
+
+    /// Where a system that needs a second mount below the union mounts it.
+    pub fn below(&self) -> PathBuf {
+        self.dir.join("below")
+    }
+}
+
+/// Deletes a tree, if it is there. Refuses one in which something is mounted.
+fn remove_tree(dir: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let inside = |line: &str| {
+        line.split(' ')
+            .nth(4)
+            .is_some_and(|at| Path::new(at).starts_with(dir))
+    };
+    ensure!(
+        !mounts.lines().any(inside),
+        "something is mounted below {}: unmount it first",
+        dir.display()
+    );
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot delete {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes everything to disk and drops what the kernel remembers of it: pages, names, inodes.
+pub fn drop_caches() -> Result<()> {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop caches: needs root")
+}
+
+/// Which device a path is on; tells when something is mounted on it.
+pub fn device(path: &Path) -> Result<u64> {
+    Ok(rustix::fs::statat(CWD, path, rustix::fs::AtFlags::empty())?.st_dev)
+}

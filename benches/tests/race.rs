@@ -1,0 +1,131 @@
+//! Short races on real mounts: right results count, and wrong ones are caught.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use lamina_benches::ground::{Ground, Round};
+use lamina_benches::image::Scale;
+use lamina_benches::interrupt::Interrupt;
+use lamina_benches::race::{Race, Results};
+use lamina_benches::stats::Samples;
+use lamina_benches::systems::{Lamina, Mounted, Overlayfs, System};
+use lamina_benches::works;
+
+/// Room on the file system of the target directory: overlayfs takes no upper on overlayfs.
+fn ground() -> (tempfile::TempDir, Ground) {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "needs root: it mounts"
+    );
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("room");
+    let ground = Ground::new(dir.path(), Scale::new(0.002).expect("scale")).expect("ground");
+    (dir, ground)
+}
+
+/// The `lamina` command of this workspace, built if it isn't there.
+fn lamina() -> PathBuf {
+    let built = std::process::Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--quiet",
+            "--package=lamina-snapshotter",
+            "--bin=lamina",
+        ])
+        .status()
+        .expect("cargo");
+    assert!(built.success(), "cannot build lamina");
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("../debug/lamina")
+}
+
+fn race(ground: &Ground, systems: &[Box<dyn System>], only: &[&str]) -> Results {
+    let mut works = works::all();
+    works.retain(|work| only.is_empty() || only.contains(&work.name));
+    let race = Race {
+        ground,
+        works: &works,
+        systems,
+        rounds: 1,
+        interrupt: Interrupt::default(),
+    };
+    race.run().expect("the race ends")
+}
+
+#[test]
+fn every_work_comes_out_right_on_overlayfs_and_lamina() {
+    let (_dir, ground) = ground();
+    let systems: [Box<dyn System>; 2] = [
+        Box::new(Overlayfs),
+        Box::new(Lamina::new("lamina", &lamina(), "")),
+    ];
+    let results = race(&ground, &systems, &[]);
+    assert_eq!(results.failures, Vec::<String>::new());
+    assert_eq!(results.rows.len(), works::all().len());
+    for row in &results.rows {
+        let lengths: Vec<_> = row.seconds.iter().map(Samples::len).collect();
+        assert_eq!(lengths, [1, 1], "{}", row.work);
+    }
+}
+
+/// overlayfs, but somebody spoils the mount before the work begins.
+#[derive(Debug)]
+struct Spoiled(fn(&Path) -> std::io::Result<()>);
+
+impl System for Spoiled {
+    fn name(&self) -> &'static str {
+        "spoiled"
+    }
+
+    fn version(&self) -> Result<String> {
+        Ok("1".into())
+    }
+
+    fn mount(&self, layers: &[PathBuf], round: &Round) -> Result<Mounted> {
+        let mounted = Overlayfs.mount(layers, round)?;
+        (self.0)(mounted.path())?;
+        Ok(mounted)
+    }
+}
+
+fn complaint(work: &str, spoil: fn(&Path) -> std::io::Result<()>) -> String {
+    let (_dir, ground) = ground();
+    let systems: [Box<dyn System>; 1] = [Box::new(Spoiled(spoil))];
+    let results = race(&ground, &systems, &[work]);
+    assert!(
+        results.rows[0].seconds[0].is_empty(),
+        "a wrong result has a time"
+    );
+    results.complaint().expect("a wrong result was not noticed")
+}
+
+#[test]
+fn a_name_too_many_is_noticed() {
+    let said = complaint("find-warm", |root| fs::write(root.join("etc/new"), ""));
+    assert!(said.contains("find-warm, spoiled: wrong result"), "{said}");
+}
+
+#[test]
+fn a_wrong_byte_is_noticed() {
+    let said = complaint("read-again", |root| {
+        let path = root.join("data/big");
+        let mut bytes = fs::read(&path)?;
+        bytes[1 << 20] ^= 1;
+        fs::write(path, bytes)
+    });
+    assert!(said.contains("read-again, spoiled: wrong result"), "{said}");
+}
+
+/// Wrong after the remount alone: what was appended is gone.
+#[test]
+fn a_change_that_a_remount_loses_is_noticed() {
+    let said = complaint("append", |root| {
+        let path = root.join("data/big");
+        let bytes = fs::read(&path)?;
+        let whole = bytes.len() / 4096 * 4096;
+        fs::write(path, &bytes[..whole])
+    });
+    assert!(
+        said.contains("append, spoiled: wrong after a remount"),
+        "{said}"
+    );
+}
