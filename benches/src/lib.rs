@@ -7,11 +7,13 @@
 //! - [`systems`]: overlayfs, fuse-overlayfs, Lamina: how each mounts the layers;
 //! - [`works`]: what is done in the mount and timed, and how its result is verified;
 //! - [`race`]: each work by each system, in turn, round by round;
-//! - [`report`]: medians and ratios as a table, Markdown, JSON and a plot.
+//! - [`report`]: medians and ratios as a table, Markdown, JSON and a plot;
+//! - [`command`]: all of this as a command.
 //!
 //! The image is a value that knows every name, attribute and byte. So a result is compared with
 //! what has to come out, and not only with what another system made of it.
 
+pub mod command;
 pub mod ground;
 pub mod host;
 pub mod image;

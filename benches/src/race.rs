@@ -32,6 +32,8 @@ pub struct Race<'a> {
     pub rounds: usize,
     /// Ctrl-C.
     pub interrupt: Interrupt,
+    /// Told what a row came to, and what went wrong.
+    pub told: fn(&str),
 }
 
 /// What came out of a race.
@@ -75,6 +77,7 @@ impl Race<'_> {
         let bar = progress(steps)?;
         for work in self.works {
             let row = self.work(work, &bar, &mut results.failures)?;
+            (self.told)(&results.line(&row));
             results.rows.push(row);
             if self.interrupt.asked() {
                 results.interrupted = true;
@@ -134,6 +137,7 @@ impl Race<'_> {
                             row.seconds[number] = Samples::default();
                             let failure = format!("{}, {}: {error:#}", work.name, system.name());
                             bar.println(format!("FAILED: {failure}"));
+                            (self.told)(&format!("FAILED: {failure}"));
                             failures.push(failure);
                         }
                     }
@@ -243,6 +247,16 @@ impl Results {
             }
         };
         Some(own / base?)
+    }
+
+    /// A row's medians in one line.
+    fn line(&self, row: &Row) -> String {
+        let mut line = row.work.to_owned();
+        for ((name, _), samples) in self.systems.iter().zip(&row.seconds) {
+            let median = samples.median().unwrap_or(f64::NAN);
+            let _ = write!(line, "  {name} {median:.4} s");
+        }
+        line
     }
 
     /// All failures as one text, if there are any.

@@ -47,6 +47,7 @@ fn race(ground: &Ground, systems: &[Box<dyn System>], only: &[&str]) -> Results 
         systems,
         rounds: 1,
         interrupt: Interrupt::default(),
+        told: |line| println!("{line}"),
     };
     race.run().expect("the race ends")
 }

@@ -1,15 +1,15 @@
-//! The command line.
+//! What the command line of a race says.
 
 use std::path::PathBuf;
 
+use crate::image::Scale;
+use crate::systems::{FuseOverlayfs, Lamina, LaminaWithKernelUpper, Overlayfs, System};
+use crate::works::{self, Work};
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, Parser, Subcommand};
-use lamina_benches::image::Scale;
-use lamina_benches::systems::{FuseOverlayfs, Lamina, LaminaWithKernelUpper, Overlayfs, System};
-use lamina_benches::works::{self, Work};
+use clap::Args;
 
 /// Every system, in the order of the columns.
-pub(crate) const SYSTEMS: [&str; 5] = [
+pub(super) const SYSTEMS: [&str; 5] = [
     "overlayfs",
     "fuse-overlayfs-1",
     "fuse-overlayfs-2",
@@ -17,24 +17,9 @@ pub(crate) const SYSTEMS: [&str; 5] = [
     "lamina+kernel",
 ];
 
-/// Races of union file systems.
-#[derive(Debug, Parser)]
-#[command(version)]
-pub(crate) struct Arguments {
-    #[command(subcommand)]
-    pub(crate) task: Task,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Task {
-    /// Race over the same layers, and report times and ratios
-    Race(Box<RaceArguments>),
-    /// Names of works and systems
-    List,
-}
-
+/// Who races, in what, where and how often.
 #[derive(Args, Debug)]
-pub(crate) struct RaceArguments {
+pub struct RaceArguments {
     /// Where layers and uppers lie [default: target/bench beside this program]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -76,32 +61,32 @@ pub(crate) struct RaceArguments {
 }
 
 impl RaceArguments {
-    pub(crate) fn dir(&self) -> Result<PathBuf> {
+    pub(super) fn dir(&self) -> Result<PathBuf> {
         match &self.dir {
             Some(dir) => Ok(dir.clone()),
             None => Ok(target()?.join("bench")),
         }
     }
 
-    pub(crate) fn report(&self) -> Result<PathBuf> {
+    pub(super) fn report(&self) -> Result<PathBuf> {
         match &self.report {
             Some(dir) => Ok(dir.clone()),
             None => Ok(self.dir()?.join("report")),
         }
     }
 
-    pub(crate) fn scale(&self) -> Result<Scale> {
+    pub(super) fn scale(&self) -> Result<Scale> {
         let factor = self.scale.unwrap_or(if self.short { 0.1 } else { 1.0 });
         Scale::new(factor).context("--scale has to be above 0 and at most 4")
     }
 
-    pub(crate) fn rounds(&self) -> usize {
+    pub(super) fn rounds(&self) -> usize {
         let rounds = self.rounds.unwrap_or(if self.short { 3 } else { 7 });
         rounds.max(1)
     }
 
     /// The works that `--only` names.
-    pub(crate) fn works(&self) -> Result<Vec<Work>> {
+    pub(super) fn works(&self) -> Result<Vec<Work>> {
         let works = works::all();
         for name in &self.only {
             let known = works
@@ -120,7 +105,7 @@ impl RaceArguments {
     }
 
     /// The systems that `--systems` names.
-    pub(crate) fn systems(&self) -> Result<Vec<Box<dyn System>>> {
+    pub(super) fn systems(&self) -> Result<Vec<Box<dyn System>>> {
         let names: Vec<&str> = match self.systems.as_slice() {
             [] => SYSTEMS.into(),
             some => some.iter().map(String::as_str).collect(),
