@@ -18,6 +18,7 @@ use lamina_fusefs::check as upper;
 pub use finding::Finding;
 
 use crate::error::{Error, Result};
+use crate::indexes;
 use crate::root::RootLock;
 use crate::store::layout::{Entry, Layout, PRIVATE};
 use crate::store::records::{Info, Kind, Record};
@@ -168,7 +169,10 @@ fn check_directories(
     for entry in entries {
         let entry = entry.map_err(Error::io("cannot list", &dir))?;
         match Layout::classify(&entry.file_name()) {
-            Entry::Snapshot(id) if by_id.contains_key(&id) => {}
+            Entry::Snapshot(id) if by_id.contains_key(&id) => {
+                let unfinished = indexes::leftovers(layout, id)?.into_iter();
+                strays.extend(unfinished.map(Finding::Leftover));
+            }
             Entry::Snapshot(_) => strays.push(Finding::Orphan(entry.path())),
             Entry::Temporary => strays.push(Finding::Leftover(entry.path())),
             Entry::Foreign => strays.push(Finding::Foreign(entry.path())),
@@ -197,6 +201,10 @@ fn check_uppers(layout: &Layout, dump: &Dump, findings: &mut Vec<Finding>) {
         let Some(chain) = chain(layout, &by_key, info).filter(|_| record.kind != Kind::View) else {
             continue;
         };
+        if record.kind == Kind::Committed {
+            let flawed = indexes::check(layout, record.id, &chain).into_iter();
+            findings.extend(flawed.map(|error| Finding::Index(error.to_string())));
+        }
         let work = (record.kind == Kind::Active).then(|| layout.work(record.id));
         let complete = chain.iter().chain(&work).all(|path| path.is_dir());
         if !complete {

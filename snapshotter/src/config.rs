@@ -38,6 +38,8 @@ pub struct Config {
     pub no_open: bool,
     /// Who holds the upper of a new container.
     pub upper: UpperMode,
+    /// Keep what layers and images hold in indexes.
+    pub index: bool,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -124,6 +126,7 @@ impl Default for Config {
             passthrough: true,
             no_open: true,
             upper: UpperMode::default(),
+            index: true,
             log: LogConfig::default(),
         }
     }
@@ -264,8 +267,9 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
 
 const COMMENTED: &str = r#"# Configuration of `lamina serve`, usually /etc/lamina/config.toml.
 # Every value here is the default. The environment (LAMINA_ROOT, LAMINA_ADDRESS, LAMINA_THREADS,
-# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides
-# the file, and flags override both. A key that Lamina does not know is an error.
+# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_LOG_LEVEL,
+# LAMINA_LOG_FORMAT) overrides the file, and flags override both. A key that Lamina does not know is
+# an error.
 
 # Where snapshots and their metadata live: a file system with xattrs (ext4, xfs, btrfs), and a
 # directory that only root can enter.
@@ -290,6 +294,10 @@ no_open = true
 # snapshot's label lamina/upper (by way of containerd: containerd.io/snapshot/lamina/upper)
 # overrides it. A container keeps what it was made with. One with shifted users has a union.
 upper = "union"
+
+# Keep what layers and images hold in indexes beside them, and look there instead of into the layers.
+# Only for telling apart what is broken: without them every directory is merged when it is first used.
+index = true
 
 [log]
 # error, warn, info, debug or trace; or directives for single modules:

@@ -44,6 +44,8 @@ pub struct ServeOptions {
     pub no_open: bool,
     /// Who holds the uppers of new containers whose labels do not say.
     pub upper: UpperMode,
+    /// Whether images have an index.
+    pub index: bool,
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -56,7 +58,9 @@ pub async fn serve(
     root::raise_descriptor_limit();
     let mut mounter = FuseMounter::new(options.threads, options.passthrough);
     mounter.no_open = options.no_open;
-    serve_with(options, Arc::new(mounter), ready, shutdown).await
+    mounter.index = options.index;
+    let mounter = Arc::new(mounter);
+    serve_with(options, mounter, ready, shutdown).await
 }
 
 /// The same with another way to mount, for tests.

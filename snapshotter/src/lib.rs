@@ -11,6 +11,7 @@
 //! - [`mounts`] turns a record into what containerd is told to mount.
 //! - [`id_map`] reads how the users of a snapshot are shifted, [`upper_mode`] who holds its upper.
 //! - [`serve`] keeps the running sessions; `chains` shares one image among them.
+//! - `indexes` keeps what layers and images hold in files beside them.
 //! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
 //!   `dirs` makes and discards the directories of one snapshot (`trees` deletes what containers
 //!   made in them).
@@ -27,6 +28,7 @@ mod dirs;
 pub mod error;
 pub mod filter;
 pub mod id_map;
+mod indexes;
 pub mod mounts;
 pub mod recover;
 pub mod root;

@@ -21,6 +21,7 @@ use lamina_fusefs::upper::Upper;
 
 use crate::chains::Chains;
 use crate::error::{Error, Result};
+use crate::indexes;
 use crate::store::layout::Layout;
 
 /// How long a verb waits for the users of a mount that it detaches. They may be gone a moment
@@ -29,8 +30,10 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is to be mounted.
 pub struct Plan<'a> {
-    /// The chain's snapshots with their directories, the topmost first.
-    pub chain: &'a [(u64, PathBuf)],
+    /// The chain's committed snapshots, the topmost first.
+    pub chain: &'a [u64],
+    /// Where they lie.
+    pub layout: &'a Layout,
     /// Upper and work directory; none for a read-only mount.
     pub upper: Option<(PathBuf, PathBuf)>,
     /// The mount point, an existing directory.
@@ -43,6 +46,9 @@ pub struct Plan<'a> {
 pub trait Mounter: Send + Sync {
     /// Mounts one; when this returns it answers.
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>>;
+
+    /// A snapshot was committed, and its files will never change again.
+    fn committed(&self, _layout: &Layout, _id: u64) {}
 }
 
 /// A mounted union. Dropping it detaches the mount and does not wait.
@@ -51,6 +57,8 @@ pub trait Running: Send {
     fn is_alive(&self) -> bool;
     /// Detaches it and waits for its users; `false` if one stayed.
     fn unmount(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool>;
+    /// Whether its image is known from an index.
+    fn is_indexed(&self) -> bool;
     /// The same, and makes the upper complete without its work directory, to be a layer.
     fn seal(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool>;
 }
@@ -63,6 +71,8 @@ pub struct FuseMounter {
     pub passthrough: bool,
     /// Whether the kernel opens the files of image mounts without asking.
     pub no_open: bool,
+    /// Whether images have an index.
+    pub index: bool,
     images: Chains<Image>,
 }
 
@@ -73,28 +83,32 @@ impl FuseMounter {
             threads: threads.max(1),
             passthrough,
             no_open: true,
+            index: true,
             images: Chains::new(),
         }
     }
 
-    fn image(&self, chain: &[(u64, PathBuf)]) -> lamina_fusefs::Result<Arc<Image>> {
-        let build = || {
-            let layers = chain.iter().map(|(_, fs)| {
-                let layer: Arc<dyn Layer> = Arc::new(DirLayer::open(fs)?);
+    fn image(&self, layout: &Layout, chain: &[u64]) -> lamina_fusefs::Result<Arc<Image>> {
+        let Some(&top) = chain.first() else {
+            return Image::new(Vec::new());
+        };
+        self.images.get(top, || {
+            let places: Vec<_> = chain.iter().map(|id| indexes::place(layout, *id)).collect();
+            if self.index {
+                return Image::open_indexed(&places, &layout.image_index(top));
+            }
+            let layers = places.iter().map(|place| {
+                let layer: Arc<dyn Layer> = Arc::new(DirLayer::open(&place.dir)?);
                 Ok(layer)
             });
             Image::new(layers.collect::<lamina_fusefs::Result<_>>()?)
-        };
-        match chain.first() {
-            Some((top, _)) => self.images.get(*top, build),
-            None => build(),
-        }
+        })
     }
 }
 
 impl Mounter for FuseMounter {
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>> {
-        let image = self.image(plan.chain)?;
+        let image = self.image(plan.layout, plan.chain)?;
         let upper = plan
             .upper
             .as_ref()
@@ -117,11 +131,21 @@ impl Mounter for FuseMounter {
         let session = Session::mount(union, plan.at, &options)?;
         Ok(Box::new(session))
     }
+
+    fn committed(&self, layout: &Layout, id: u64) {
+        if self.index {
+            indexes::make(layout, id);
+        }
+    }
 }
 
 impl Running for Session {
     fn is_alive(&self) -> bool {
         Session::is_alive(self)
+    }
+
+    fn is_indexed(&self) -> bool {
+        self.union().is_indexed()
     }
 
     fn unmount(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool> {
@@ -255,6 +279,22 @@ impl Sessions {
         mount.users.contains(&user) && mount.running.as_ref().is_some_and(|run| run.is_alive())
     }
 
+    /// Whether the image of an active snapshot, or of a view on the chain with `top`, is known from
+    /// an index; `None` where nothing is mounted.
+    pub fn is_indexed(&self, id: u64, top: Option<u64>) -> Option<bool> {
+        if let Some(running) = locked(&self.own).get(&id) {
+            return Some(running.is_indexed());
+        }
+        let slot = locked(&self.images).get(&top?).map(Arc::clone)?;
+        let mount = locked(&slot);
+        mount.running.as_ref().map(|running| running.is_indexed())
+    }
+
+    /// Notes that the files of a snapshot will never change again.
+    pub fn committed(&self, id: u64) {
+        self.mounter.committed(&self.layout, id);
+    }
+
     /// Ends the use of a chain's image mount by a snapshot; the last one ends the mount.
     pub fn stop_image(&self, user: u64, top: u64) {
         let Some(slot) = locked(&self.images).get(&top).map(Arc::clone) else {
@@ -310,9 +350,9 @@ impl Sessions {
             }
             _ => {}
         }
-        let chain: Vec<_> = chain.iter().map(|id| (*id, self.layout.fs(*id))).collect();
         let mounted = self.mounter.mount(&Plan {
-            chain: &chain,
+            chain,
+            layout: &self.layout,
             upper,
             at: &at,
             idmap,
@@ -390,9 +430,9 @@ pub mod testing {
             if plan.idmap && self.old_kernel.load(Ordering::SeqCst) {
                 return Err(io::Error::from(io::ErrorKind::Unsupported).into());
             }
-            let dirs = plan.chain.iter().map(|(_, fs)| fs);
+            let dirs: Vec<_> = plan.chain.iter().map(|id| plan.layout.fs(*id)).collect();
             let upper = plan.upper.iter().flat_map(|(fs, work)| [fs, work]);
-            for dir in dirs.chain(upper) {
+            for dir in dirs.iter().chain(upper) {
                 if !dir.is_dir() {
                     return Err(lamina_fusefs::Error::NotFound);
                 }
@@ -411,6 +451,10 @@ pub mod testing {
     impl Running for Fake {
         fn is_alive(&self) -> bool {
             true
+        }
+
+        fn is_indexed(&self) -> bool {
+            false
         }
 
         fn unmount(self: Box<Self>, _patience: Duration) -> lamina_fusefs::Result<bool> {

@@ -294,6 +294,7 @@ fn status_out(status: &SnapshotStatus) -> status_api::Snapshot {
         mount: mount.unwrap_or_default(),
         upper: status.upper.clone().unwrap_or_default(),
         created: status.created.clone(),
+        indexed: status.indexed,
     }
 }
 
@@ -308,6 +309,7 @@ fn status_in(snapshot: status_api::Snapshot) -> SnapshotStatus {
         inodes: snapshot.inodes,
         mount: some(snapshot.mount).map(Into::into),
         upper: some(snapshot.upper),
+        indexed: snapshot.indexed,
         created: snapshot.created,
     }
 }

@@ -22,7 +22,7 @@ use crate::store::Store;
 use crate::store::layout::{Entry, Layout};
 use crate::store::records::{Info, Kind, Labels, Record, Usage};
 use crate::upper_mode::UpperMode;
-use crate::{cleanup, dirs, usage};
+use crate::{cleanup, dirs, indexes, usage};
 
 /// A key of so many bytes is too long. containerd's are a few hundred bytes at most.
 const TOO_LONG_KEY: usize = 4096;
@@ -55,7 +55,10 @@ impl Snapshots {
         let store = Store::open(&layout, greatest_id(&layout)?)?;
         let detached = recover::clear_mounts(&layout)?;
         let making = Mutex::default();
-        let removed = cleanup::run(&layout, &store, &making)?;
+        let mut removed = cleanup::run(&layout, &store, &making)?;
+        for id in store.ids()?.keys() {
+            removed.extend(indexes::remove_leftovers(&layout, *id)?);
+        }
         let sessions = Sessions::new(layout.clone(), mounter);
         let busy = Busy::default();
         let snapshots = Snapshots {
@@ -142,7 +145,9 @@ impl Snapshots {
         }) else {
             // What the seal has not ended yet: the use of the image mount.
             self.stop(access.as_ref(), id);
+            // Links in the work directory count as the files' own until it is gone.
             dirs::discard_work(&self.layout, id);
+            self.sessions.committed(id);
             return Ok(());
         };
         if was_running && let Err(error) = self.mounts_of_held(key) {
@@ -258,6 +263,9 @@ impl Snapshots {
             ) if self.sessions.uses_image(id, chain) => Some(at),
             _ => None,
         };
+        if status.mount.is_some() {
+            status.indexed = self.sessions.is_indexed(id, chain.first().copied());
+        }
         status
     }
 

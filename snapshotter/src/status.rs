@@ -41,6 +41,9 @@ pub struct SnapshotStatus {
     pub upper: Option<String>,
     /// Where its union, or the image below its upper, is mounted now.
     pub mount: Option<PathBuf>,
+    /// Whether that union's image is known from an index; `None` where nothing is mounted, or no
+    /// daemon tells.
+    pub indexed: Option<bool>,
     /// When it was made or committed, in RFC 3339.
     pub created: String,
 }
@@ -57,6 +60,7 @@ impl SnapshotStatus {
             inodes: info.record.usage.inodes,
             upper: (info.record.kind == Kind::Active).then(|| info.record.upper.to_string()),
             mount: None,
+            indexed: None,
             created: info.record.created.to_string(),
         }
     }

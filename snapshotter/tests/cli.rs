@@ -13,6 +13,7 @@ fn lamina<S: AsRef<OsStr>>(args: &[S]) -> Output {
         "CONFIG",
         "THREADS",
         "PASSTHROUGH",
+        "INDEX",
         "LOG_LEVEL",
     ] {
         command.env_remove(format!("LAMINA_{name}"));

@@ -55,6 +55,7 @@ fn the_daemon() {
         passthrough: true,
         no_open: true,
         upper: UpperMode::default(),
+        index: true,
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));

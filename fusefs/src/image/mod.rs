@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use ino_map::InoMap;
-pub use stored::LayerPlace;
+pub use stored::{LayerPlace, index_in};
 
 use self::indexed::Indexed;
 use self::lazy::Lazy;

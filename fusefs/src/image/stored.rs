@@ -4,8 +4,11 @@
 //! written, is said in the log, and the image is merged on demand.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
 
 use super::lazy::Lazy;
 use super::{Image, ImageId, Stack, Tree};
@@ -28,24 +31,22 @@ impl Image {
     /// The image of these layers, the topmost first, by its index at `index`. The index is made if
     /// it is missing, damaged, or one of other layers. Where that fails the image has none.
     pub fn open_indexed(layers: &[LayerPlace], index: &Path) -> Result<Arc<Image>> {
-        let opened: Vec<DirLayer> = layers
+        let opened: Vec<Arc<DirLayer>> = layers
             .iter()
-            .map(|layer| DirLayer::open(&layer.dir))
+            .map(|layer| Ok(Arc::new(DirLayer::open(&layer.dir)?)))
             .collect::<Result<_>>()?;
         if opened.is_empty() {
             return Image::new(Vec::new());
         }
-        let stamps: Vec<Stamp> = opened.iter().map(DirLayer::stamp).collect();
+        let stamps: Vec<Stamp> = opened.iter().map(|layer| layer.stamp()).collect();
         let found = open(index, &stamps).or_else(|error| {
             if !is_missing(&error) {
                 tracing::warn!(%error, "an index is made again");
             }
-            make(layers, &stamps, index)?;
+            make(layers, &opened, &stamps, index)?;
             open(index, &stamps)
         });
-        let opened = opened
-            .into_iter()
-            .map(|layer| Arc::new(layer) as Arc<dyn Layer>);
+        let opened = opened.into_iter().map(|layer| layer as Arc<dyn Layer>);
         match found {
             Ok(found) => Ok(Image::indexed(opened.collect(), found)),
             Err(error) => {
@@ -59,19 +60,37 @@ impl Image {
     }
 }
 
+/// Where the index of an image of these layers lies in a directory of indexes: the name follows
+/// from the paths. Whether it is still one of what lies there is seen when it is opened.
+pub fn index_in(dir: &Path, layers: &[PathBuf]) -> PathBuf {
+    let mut hash = Sha256::new();
+    for layer in layers {
+        let path = layer.as_os_str().as_bytes();
+        hash.update((path.len() as u64).to_le_bytes());
+        hash.update(path);
+    }
+    // Half of the hash tells enough.
+    let half = hash.finalize().first_chunk().copied().unwrap_or_default();
+    dir.join(format!("{:032x}.index", u128::from_be_bytes(half)))
+}
+
 impl LayerPlace {
     /// The layer with its index, which is made if it is missing, damaged, or one of another
     /// directory. An index that can't be written is used all the same, once.
     pub fn open_indexed(&self) -> Result<IndexedLayer> {
+        self.indexed(Arc::new(DirLayer::open(&self.dir)?))
+    }
+
+    fn indexed(&self, dir: Arc<DirLayer>) -> Result<IndexedLayer> {
         let Some(index) = &self.index else {
-            return IndexedLayer::walk(DirLayer::open(&self.dir)?);
+            return IndexedLayer::walk(dir);
         };
-        match IndexedLayer::open(DirLayer::open(&self.dir)?, index) {
+        match IndexedLayer::open(Arc::clone(&dir), index) {
             Ok(layer) => return Ok(layer),
             Err(error) if is_missing(&error) => {}
             Err(error) => tracing::warn!(%error, "an index is made again"),
         }
-        let layer = IndexedLayer::walk(DirLayer::open(&self.dir)?)?;
+        let layer = IndexedLayer::walk(dir)?;
         if let Err(error) = layer.save(index) {
             tracing::warn!(%error, "a layer has no index");
         }
@@ -91,12 +110,12 @@ fn is_missing(error: &Error) -> bool {
 
 /// Makes the index of an image: merges the layers, each known from its own index, and writes down
 /// what comes out.
-fn make(layers: &[LayerPlace], stamps: &[Stamp], at: &Path) -> Result<()> {
-    let layers: Vec<Arc<dyn Layer>> = layers
-        .iter()
-        .map(|layer| Ok(Arc::new(layer.open_indexed()?) as Arc<dyn Layer>))
-        .collect::<Result<_>>()?;
-    let tree = Lazy::new(Stack::new(layers));
+fn make(places: &[LayerPlace], dirs: &[Arc<DirLayer>], stamps: &[Stamp], at: &Path) -> Result<()> {
+    let layers = places.iter().zip(dirs).map(|(place, dir)| {
+        let layer: Arc<dyn Layer> = Arc::new(place.indexed(Arc::clone(dir))?);
+        Ok(layer)
+    });
+    let tree = Lazy::new(Stack::new(layers.collect::<Result<_>>()?));
     let bytes = bytes_of(&tree, stamps)?;
     drop(tree);
     save(at, &bytes)

@@ -288,7 +288,8 @@ fn is_made_again(layers: &Layers, damage: impl FnOnce(&Path)) {
     let image = layers.indexed();
     assert!(image.is_indexed());
     assert_eq!(answers(&image), expected);
-    crate::index::verify(&layers.index(), crate::index::Kind::Image).unwrap();
+    let dirs: Vec<_> = (0..layers.count).map(|at| layers.path(at, "")).collect();
+    crate::index::verify(&layers.index(), crate::index::Kind::Image, &dirs).unwrap();
 }
 
 #[test]
@@ -319,7 +320,8 @@ fn an_index_that_is_damaged_cut_off_or_of_another_version_is_made_again() {
     // So are those of the layers.
     fs::write(&of_layer, "x").unwrap();
     is_made_again(&layers, |index| fs::remove_file(index).unwrap());
-    crate::index::verify(&of_layer, crate::index::Kind::Layer).unwrap();
+    let dirs = [layers.path(0, "")];
+    crate::index::verify(&of_layer, crate::index::Kind::Layer, &dirs).unwrap();
 }
 
 #[test]

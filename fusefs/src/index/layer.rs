@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Entry, Index, Kind, build, save};
 use crate::error::{Error, Result};
@@ -14,13 +15,13 @@ use crate::types::{Attr, FileKind};
 /// A layer in a directory, with its index.
 #[derive(Debug)]
 pub struct IndexedLayer {
-    dir: DirLayer,
+    dir: Arc<DirLayer>,
     index: Index,
 }
 
 impl IndexedLayer {
     /// The layer with the index at `path`, if that is one of this directory.
-    pub fn open(dir: DirLayer, path: &Path) -> Result<IndexedLayer> {
+    pub fn open(dir: Arc<DirLayer>, path: &Path) -> Result<IndexedLayer> {
         let index = Index::open(path, Kind::Layer)?;
         let stamped = index.check_stamps(&[dir.stamp()]);
         stamped.map_err(|flaw| flaw.of(path))?;
@@ -28,7 +29,7 @@ impl IndexedLayer {
     }
 
     /// Walks the layer, once, and keeps what it found in memory.
-    pub fn walk(dir: DirLayer) -> Result<IndexedLayer> {
+    pub fn walk(dir: Arc<DirLayer>) -> Result<IndexedLayer> {
         let bytes = bytes_of(&dir)?;
         let index = Index::of_bytes(bytes, Kind::Layer);
         let index = index.map_err(|flaw| flaw.of(Path::new(dir.name())))?;

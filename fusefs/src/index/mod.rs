@@ -28,6 +28,7 @@ pub(crate) use save::save;
 pub(crate) use tree::Index;
 
 use crate::error::{Error, Result};
+use crate::layer::DirLayer;
 
 /// What an index tells of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -118,9 +119,14 @@ impl Flaw {
     }
 }
 
-/// Looks whether a file is a sound index of this kind. That it fits its layers is not looked at.
-pub fn verify(path: &Path, kind: Kind) -> Result<()> {
-    Index::open(path, kind).map(drop)
+/// Looks whether a file is a sound index of this kind, made of the layers in these directories.
+pub fn verify(path: &Path, kind: Kind, layers: &[PathBuf]) -> Result<()> {
+    let index = Index::open(path, kind)?;
+    let stamps = layers
+        .iter()
+        .map(|dir| Ok(DirLayer::open(dir)?.stamp()))
+        .collect::<Result<Vec<_>>>()?;
+    index.check_stamps(&stamps).map_err(|flaw| flaw.of(path))
 }
 
 #[cfg(any(test, fuzzing))]

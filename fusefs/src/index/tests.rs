@@ -327,7 +327,7 @@ fn a_crash_or_an_error_at_any_step_leaves_the_old_index_or_the_new_one() {
                 others.iter().all(|(name, _)| is_leftover(name)),
                 "{others:?}"
             );
-            verify(&path, Kind::Layer).unwrap();
+            Index::open(&path, Kind::Layer).unwrap();
             save(&path, &new).unwrap();
             assert_eq!(fs::read(&path).unwrap(), new);
         }
@@ -354,7 +354,7 @@ fn a_file_that_is_none_is_an_error_that_names_it() {
         (&[b'x'; 500], "no index"),
     ] {
         fs::write(&path, bytes).unwrap();
-        let error = verify(&path, Kind::Image).unwrap_err().to_string();
+        let error = Index::open(&path, Kind::Image).unwrap_err().to_string();
         assert!(
             error.contains("some.index") && error.contains(what),
             "{error}"
@@ -519,13 +519,13 @@ fn a_layer_says_the_same_with_its_index() {
         .set_xattr(name, b"x", rustix::fs::XattrFlags::empty())
         .unwrap();
 
-    let open = || DirLayer::open(&layer).unwrap();
+    let open = || std::sync::Arc::new(DirLayer::open(&layer).unwrap());
     let walked = IndexedLayer::walk(open()).unwrap();
-    assert_eq!(answers(&walked), answers(&open()));
+    assert_eq!(answers(&walked), answers(&*open()));
     let path = dir.path().join("layer.index");
     walked.save(&path).unwrap();
     let opened = IndexedLayer::open(open(), &path).unwrap();
-    assert_eq!(answers(&opened), answers(&open()));
+    assert_eq!(answers(&opened), answers(&*open()));
 
     // A copy of the directory is another layer, with other inode numbers.
     fs::rename(&layer, dir.path().join("first")).unwrap();

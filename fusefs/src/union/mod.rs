@@ -110,6 +110,11 @@ impl Union {
         })
     }
 
+    /// Whether the image is known from an index.
+    pub fn is_indexed(&self) -> bool {
+        self.image.is_indexed()
+    }
+
     /// Gives back `count` references (one for each [`crate::types::Entry`] handed out).
     pub fn forget(&self, node: NodeId, count: u64) {
         self.nodes.forget(node, count);

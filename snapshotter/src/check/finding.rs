@@ -88,6 +88,8 @@ pub enum Finding {
         /// Its mode.
         mode: u32,
     },
+    /// An index that can't be used: the error names it.
+    Index(String),
     /// A snapshot whose entries don't fit the chain below it.
     Upper {
         /// Its key.
@@ -105,10 +107,13 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Whether the next start of the daemon clears it away by itself.
+    /// Whether the next start of the daemon, or the next use, clears it away by itself.
     pub fn is_leftover(&self) -> bool {
         match self {
-            Finding::Orphan(_) | Finding::Leftover(_) | Finding::Mode { .. } => true,
+            Finding::Orphan(_)
+            | Finding::Leftover(_)
+            | Finding::Mode { .. }
+            | Finding::Index(_) => true,
             Finding::Upper { finding, .. } => finding.problem == upper::Problem::Leftover,
             _ => false,
         }
@@ -215,6 +220,9 @@ impl fmt::Display for Finding {
                 "{} has mode {mode:04o} instead of {PRIVATE:04o}: others could reach containers' files",
                 path.display()
             ),
+            Finding::Index(error) => {
+                write!(f, "{error}: it is made again when it is needed next")
+            }
             Finding::Upper { key, finding } => {
                 let note = if self.is_note() { "note: " } else { "" };
                 let (path, problem) = (finding.path.display(), &finding.problem);

@@ -27,6 +27,10 @@ fn root() -> (tempfile::TempDir, Layout) {
     (dir, layout)
 }
 
+fn unfinished(at: &Layout) -> PathBuf {
+    at.snapshot(1).join("layer.index.new-7-0")
+}
+
 fn key(key: &str) -> String {
     key.to_owned()
 }
@@ -52,6 +56,24 @@ fn each_damage_is_found() {
                 let paths = [at.new_snapshot(8), at.trash(9), at.new_store()];
                 paths.into_iter().map(Finding::Leftover).collect()
             },
+        ),
+        (
+            "an index that is none",
+            |at| {
+                fs::write(at.layer_index(1), "x").expect("write");
+                fs::write(at.image_index(2), "y").expect("write");
+            },
+            |at| {
+                let paths = [at.layer_index(1), at.image_index(2)];
+                let flaw = "it does not have the length that it should have";
+                let errors = paths.map(|path| format!("index {}: {flaw}", path.display()));
+                errors.into_iter().map(Finding::Index).collect()
+            },
+        ),
+        (
+            "an index whose writing was cut off",
+            |at| fs::write(unfinished(at), "").expect("write"),
+            |at| vec![Finding::Leftover(unfinished(at))],
         ),
         (
             "a foreign file",

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgAction, Args};
-use lamina_fusefs::image::Image;
+use lamina_fusefs::image::{Image, LayerPlace, index_in};
 use lamina_fusefs::layer::{DirLayer, Layer};
 use lamina_fusefs::session::{Session, SessionOptions};
 use lamina_fusefs::union::Union;
@@ -46,6 +46,9 @@ Options (-o), separated by commas; a backslash before `,` `:` `\` keeps them in 
   lowerdir=A:B      the layers, the topmost first
   upperdir=U        where changes go; without it the mount is read-only
   workdir=W         an empty directory on the file system of the upper
+  indexdir=DIR      keep what the layers hold in an index in DIR, which is made once for each list
+                    of layers; they must not change as long as it is there
+  noindexdir        no index: look into the layers
   fsname=NAME       the source that /proc/mounts shows
   ro rw suid nosuid dev nodev exec noexec allow_other context=...
   no_open           on a read-only mount: the kernel opens files without asking the daemon, and
@@ -139,6 +142,10 @@ impl Plan {
             directory("lowerdir", lower)?;
             *lower = std::path::absolute(&*lower)?;
         }
+        if let Some(dir) = &mut options.index_dir {
+            directory("indexdir", dir)?;
+            *dir = std::path::absolute(&*dir)?;
+        }
         if let (Some(upper), Some(work)) = (&mut options.upper, &mut options.work) {
             check_upper(upper, work)?;
             *upper = std::path::absolute(&*upper)?;
@@ -158,12 +165,7 @@ impl Plan {
 
     fn mount(&self) -> Result<Session> {
         let options = &self.options;
-        let layers = options
-            .lower
-            .iter()
-            .map(|path| Ok(Arc::new(DirLayer::open(path)?) as Arc<dyn Layer>))
-            .collect::<Result<Vec<_>>>()?;
-        let image = Image::new(layers)?;
+        let image = image(&options.lower, options.index_dir.as_deref())?;
         let upper = match (&options.upper, &options.work) {
             (Some(upper), Some(work)) => Some(Upper::open(upper, work)?),
             _ => None,
@@ -183,6 +185,21 @@ impl Plan {
         };
         Ok(Session::mount(union, &self.mountpoint, &session)?)
     }
+}
+
+/// The image of the layers, by its index if there is a place for one.
+fn image(lower: &[PathBuf], index_dir: Option<&Path>) -> lamina_fusefs::Result<Arc<Image>> {
+    if let Some(dir) = index_dir {
+        let layers = lower.iter().map(|dir| LayerPlace {
+            dir: dir.clone(),
+            index: None,
+        });
+        let layers: Vec<_> = layers.collect();
+        return Image::open_indexed(&layers, &index_in(dir, lower));
+    }
+    let open = |path| Ok(Arc::new(DirLayer::open(path)?) as Arc<dyn Layer>);
+    let layers = lower.iter().map(|path| open(path));
+    Image::new(layers.collect::<lamina_fusefs::Result<_>>()?)
 }
 
 /// The metadata of a directory, or why it can't be one.

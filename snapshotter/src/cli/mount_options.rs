@@ -24,6 +24,8 @@ pub(super) struct MountOptions {
     pub upper: Option<PathBuf>,
     /// `workdir`: an empty directory on the file system of the upper.
     pub work: Option<PathBuf>,
+    /// `indexdir`: where the index of the image is kept; without it there is none.
+    pub index_dir: Option<PathBuf>,
     /// `fsname`: the source that `/proc/mounts` shows.
     pub fsname: Option<String>,
     /// `ro`.
@@ -119,6 +121,8 @@ impl MountOptions {
             "lowerdir+" => self.lower.push(path(needed("lowerdir+", value)?)),
             "upperdir" => self.upper = Some(path(needed("upperdir", value)?)),
             "workdir" => self.work = Some(path(needed("workdir", value)?)),
+            "indexdir" => self.index_dir = Some(path(needed("indexdir", value)?)),
+            "noindexdir" => self.index_dir = None,
             "fsname" => {
                 let value = unescape(needed("fsname", value)?);
                 self.fsname = Some(printable("fsname", &value)?);

@@ -235,3 +235,13 @@ proptest! {
         prop_assert_eq!(found.as_os_str().as_bytes(), &upper[..]);
     }
 }
+
+#[test]
+fn an_index_has_a_place_or_is_left_out() {
+    let options = parse("lowerdir=/a,indexdir=/var/a b");
+    assert_eq!(options.index_dir, Some(PathBuf::from("/var/a b")));
+    assert_eq!(parse("lowerdir=/a,indexdir=/b,noindexdir").index_dir, None);
+    assert_eq!(parse("lowerdir=/a").index_dir, None);
+    let error = parse_all(&["lowerdir=/a,indexdir"]).unwrap_err();
+    assert_eq!(error, OptionError::NoValue("indexdir"));
+}

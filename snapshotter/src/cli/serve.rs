@@ -37,6 +37,9 @@ pub(super) struct ServeArgs {
     /// Who holds the upper of a new container: union or kernel [default: union]
     #[arg(long, value_name = "WHO", env = "LAMINA_UPPER")]
     upper: Option<UpperMode>,
+    /// Keep what layers and images hold in indexes [default: true]
+    #[arg(long, value_name = "BOOL", env = "LAMINA_INDEX")]
+    index: Option<bool>,
     /// error, warn, info, debug or trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL", env = "LAMINA_LOG_LEVEL")]
     log_level: Option<String>,
@@ -70,6 +73,9 @@ impl ServeArgs {
         if let Some(upper) = self.upper {
             config.upper = upper;
         }
+        if let Some(index) = self.index {
+            config.index = index;
+        }
         if let Some(level) = &self.log_level {
             config.log.level.clone_from(level);
         }
@@ -95,6 +101,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         passthrough: config.passthrough,
         no_open: config.no_open,
         upper: config.upper,
+        index: config.index,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -47,7 +47,7 @@ fn table(snapshots: &[SnapshotStatus]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "ID", "KIND", "UPPER", "KEY", "PARENT", "SIZE", "INODES", "MOUNT", "CREATED",
+        "ID", "KIND", "UPPER", "KEY", "PARENT", "SIZE", "INODES", "INDEX", "MOUNT", "CREATED",
     ]);
     for snapshot in snapshots {
         table.add_row([
@@ -58,6 +58,7 @@ fn table(snapshots: &[SnapshotStatus]) -> Table {
             printable(snapshot.parent.as_deref().unwrap_or("-")),
             size(snapshot.size_bytes),
             snapshot.inodes.to_string(),
+            indexed(snapshot).to_owned(),
             snapshot
                 .mount
                 .as_ref()
@@ -71,6 +72,15 @@ fn table(snapshots: &[SnapshotStatus]) -> Table {
         }
     }
     table
+}
+
+/// Whether the union's image is known from an index.
+fn indexed(snapshot: &SnapshotStatus) -> &'static str {
+    match snapshot.indexed {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "-",
+    }
 }
 
 /// A key is a client's text: what it holds may not reach the terminal as a command.
@@ -134,6 +144,7 @@ mod tests {
             inodes: 2,
             upper: Some("kernel".to_owned()),
             mount: None,
+            indexed: None,
             created: "2026-01-02T03:04:05Z".to_owned(),
         };
         let text = table(&[

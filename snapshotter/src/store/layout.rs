@@ -10,6 +10,8 @@
 //!     <id>/fs               what the snapshot itself holds: a layer, or a container's upper
 //!     <id>/work             scratch space beside it, made for active snapshots; a committed one
 //!                           may still have it
+//!     <id>/layer.index      the index of a committed snapshot's files; may be missing
+//!     <id>/image.index      the index of the chain with it on top; may be missing
 //!     new-<id>/             a snapshot that is being made
 //!     trash-<id>/           a snapshot that is being deleted
 //!   mounts/                 0700
@@ -135,6 +137,16 @@ impl Layout {
     /// The work directory of one snapshot.
     pub fn work(&self, id: u64) -> PathBuf {
         self.snapshot(id).join("work")
+    }
+
+    /// The index of one committed snapshot's own files.
+    pub fn layer_index(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join("layer.index")
+    }
+
+    /// The index of the image that a committed snapshot and those below it make.
+    pub fn image_index(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join("image.index")
     }
 
     /// A snapshot that is being made.

@@ -44,6 +44,7 @@ pub fn options(dir: &Path) -> ServeOptions {
         passthrough: true,
         no_open: true,
         upper: UpperMode::default(),
+        index: true,
     }
 }
 

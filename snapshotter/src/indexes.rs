@@ -1,0 +1,83 @@
+//! The indexes of layers and images, beside the layers that they tell of.
+//!
+//! `snapshots/<id>/layer.index` has what the committed snapshot's own directory holds, and
+//! `snapshots/<id>/image.index` the whole chain with that snapshot on top. Both can be made again at
+//! any time, so nothing waits for one, fails for want of one, or is lost with one. They go with
+//! their snapshot.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use lamina_fusefs::image::LayerPlace;
+use lamina_fusefs::index::{self, Kind};
+
+use crate::error::{Error, Result};
+use crate::store::layout::Layout;
+
+/// The index of a layer that was just committed, so that the first container need not wait for it.
+pub(crate) fn make(layout: &Layout, id: u64) {
+    if let Err(error) = place(layout, id).open_indexed() {
+        tracing::warn!(id, %error, "a layer has no index");
+    }
+}
+
+/// Where a committed snapshot's layer lies, with its index.
+pub(crate) fn place(layout: &Layout, id: u64) -> LayerPlace {
+    LayerPlace {
+        dir: layout.fs(id),
+        index: Some(layout.layer_index(id)),
+    }
+}
+
+/// Deletes indexes of a snapshot whose writing was cut off, and answers them. Nobody may be writing
+/// one.
+pub(crate) fn remove_leftovers(layout: &Layout, id: u64) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for path in leftovers(layout, id)? {
+        match fs::remove_file(&path) {
+            Ok(()) => removed.push(path),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot remove a leftover");
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// Indexes of a snapshot whose writing was cut off, if nobody is writing one.
+pub(crate) fn leftovers(layout: &Layout, id: u64) -> Result<Vec<PathBuf>> {
+    let dir = layout.snapshot(id);
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io("cannot list", &dir))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("cannot list", &dir))?;
+        if index::is_leftover(&entry.file_name()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// What is wrong with the indexes of a committed snapshot; `chain` is its own directory and those
+/// below. One that is missing is not wrong.
+pub(crate) fn check(layout: &Layout, id: u64, chain: &[PathBuf]) -> Vec<lamina_fusefs::Error> {
+    let layer = (
+        layout.layer_index(id),
+        Kind::Layer,
+        &chain[..1.min(chain.len())],
+    );
+    let image = (layout.image_index(id), Kind::Image, chain);
+    let there = [layer, image]
+        .into_iter()
+        .filter(|(path, ..)| path.exists());
+    there
+        .filter_map(|(path, kind, dirs)| index::verify(&path, kind, dirs).err())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
