@@ -83,14 +83,7 @@ impl Daemon {
     }
 
     pub async fn client(&self) -> Client {
-        let address = self.address();
-        let connect = tower::service_fn(move |_: Uri| UnixStream::connect(address.clone()));
-        let endpoint = Endpoint::from_static("http://socket.invalid");
-        let channel = endpoint
-            .connect_with_connector(connect)
-            .await
-            .expect("connect");
-        Client(SnapshotsClient::new(channel))
+        Client::connect(self.address()).await
     }
 
     /// Stops it cleanly, and checks what it leaves.
@@ -128,6 +121,17 @@ pub fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 }
 
 impl Client {
+    /// A client of whoever listens there.
+    pub async fn connect(address: PathBuf) -> Client {
+        let connect = tower::service_fn(move |_: Uri| UnixStream::connect(address.clone()));
+        let endpoint = Endpoint::from_static("http://socket.invalid");
+        let channel = endpoint
+            .connect_with_connector(connect)
+            .await
+            .expect("connect");
+        Client(SnapshotsClient::new(channel))
+    }
+
     pub async fn prepare(&mut self, key: &str, parent: &str) -> Answer<Vec<Mount>> {
         self.prepare_with(key, parent, &[]).await
     }
