@@ -15,6 +15,7 @@ use super::{Image, ImageId, Stack, Tree};
 use crate::error::{Error, Result};
 use crate::index::{Entry, Flaw, Index, IndexedLayer, Kind, Stamp, build, save};
 use crate::layer::{Below, DirLayer, EntryKind, Layer};
+use crate::sys::memory::give_back;
 use crate::types::FileKind;
 
 /// Where one layer lies.
@@ -118,7 +119,10 @@ fn make(places: &[LayerPlace], dirs: &[Arc<DirLayer>], stamps: &[Stamp], at: &Pa
     let tree = Lazy::new(Stack::new(layers.collect::<Result<_>>()?));
     let bytes = bytes_of(&tree, stamps)?;
     drop(tree);
-    save(at, &bytes)
+    let saved = save(at, &bytes);
+    drop(bytes);
+    give_back();
+    saved
 }
 
 /// The index of a merged tree, by a walk over it.

@@ -26,3 +26,16 @@ pub(crate) fn keep_large_buffers_lazy() {
         }
     });
 }
+
+/// Gives freed memory back to the system, after something that took much for a short time.
+///
+/// glibc keeps what was freed below the top of its heap, and a daemon that made an index would be
+/// larger by the whole tree for as long as it runs (`malloc_trim(3)`).
+pub(crate) fn give_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: malloc_trim takes a plain number, and the allocator's own locks.
+        #[allow(unsafe_code)]
+        let _ = unsafe { libc::malloc_trim(0) };
+    }
+}
