@@ -48,6 +48,7 @@ fn every_command_has_help_with_examples() {
         &["mount"],
         &["status"],
         &["check"],
+        &["bench"],
         &["config"],
         &["config", "default"],
         &["config", "containerd"],

@@ -1,6 +1,6 @@
 //! What the command line of a race says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::image::Scale;
 use crate::systems::{FuseOverlayfs, Lamina, LaminaWithKernelUpper, Overlayfs, System};
@@ -16,6 +16,9 @@ pub(super) const SYSTEMS: [&str; 5] = [
     "lamina",
     "lamina+kernel",
 ];
+
+/// Where Debian's package has it.
+const FUSE_OVERLAYFS: &str = "/usr/bin/fuse-overlayfs";
 
 /// Who races, in what, where and how often.
 #[derive(Args, Debug)]
@@ -49,11 +52,7 @@ pub struct RaceArguments {
     #[arg(long, value_name = "OPTIONS", default_value = "")]
     lamina_options: String,
     /// fuse-overlayfs 1
-    #[arg(
-        long,
-        value_name = "PROGRAM",
-        default_value = "/usr/bin/fuse-overlayfs"
-    )]
+    #[arg(long, value_name = "PROGRAM", default_value = FUSE_OVERLAYFS)]
     fuse_overlayfs_1: PathBuf,
     /// fuse-overlayfs 2 [default: target/tools/bin/fuse-overlayfs]
     #[arg(long, value_name = "PROGRAM")]
@@ -61,6 +60,29 @@ pub struct RaceArguments {
 }
 
 impl RaceArguments {
+    /// A short race of the running program, which is `lamina`, with overlayfs, and with
+    /// fuse-overlayfs if it is installed.
+    pub fn short(dir: &Path, rounds: usize, only: &[String]) -> Result<RaceArguments> {
+        let fuse_overlayfs = PathBuf::from(FUSE_OVERLAYFS);
+        let mut systems = vec!["overlayfs", "lamina"];
+        if fuse_overlayfs.exists() {
+            systems.push("fuse-overlayfs-1");
+        }
+        Ok(RaceArguments {
+            dir: Some(dir.to_owned()),
+            report: None,
+            scale: None,
+            rounds: Some(rounds),
+            short: true,
+            only: only.to_vec(),
+            systems: systems.into_iter().map(str::to_owned).collect(),
+            lamina: vec![std::env::current_exe()?.display().to_string()],
+            lamina_options: String::new(),
+            fuse_overlayfs_1: fuse_overlayfs,
+            fuse_overlayfs_2: None,
+        })
+    }
+
     pub(super) fn dir(&self) -> Result<PathBuf> {
         match &self.dir {
             Some(dir) => Ok(dir.clone()),
