@@ -9,7 +9,7 @@
 //! Layers are made when a work needs them for the first time. A stack of layers is complete when
 //! it has its final name; what an interrupted race left behind under another one is deleted.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -38,14 +38,20 @@ pub struct Ground {
     scale: Scale,
     userland: Image,
     data: Image,
+    /// Locked as long as we use the directory.
+    _lock: File,
 }
 
 impl Ground {
     /// Uses `dir`, and deletes what an interrupted run left there.
     pub fn new(dir: &Path, scale: Scale) -> Result<Ground> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let lock = File::create(dir.join("lock"))?;
+        lock.try_lock()
+            .with_context(|| format!("another race runs in {}", dir.display()))?;
         let ground = Ground {
             dir: fs::canonicalize(dir)?,
+            _lock: lock,
             scale,
             userland: Image::userland(scale),
             data: Image::data(scale),
@@ -201,4 +207,20 @@ pub fn drop_caches() -> Result<()> {
 /// Which device a path is on; tells when something is mounted on it.
 pub fn device(path: &Path) -> Result<u64> {
     Ok(rustix::fs::statat(CWD, path, rustix::fs::AtFlags::empty())?.st_dev)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_races_in_one_directory_would_spoil_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let scale = Scale::new(0.001).unwrap();
+        let first = Ground::new(dir.path(), scale).unwrap();
+        let error = Ground::new(dir.path(), scale).unwrap_err().to_string();
+        assert!(error.contains("another race runs"), "{error}");
+        drop(first);
+        Ground::new(dir.path(), scale).unwrap();
+    }
 }

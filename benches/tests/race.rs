@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 use lamina_benches::ground::{Ground, Round};
@@ -25,7 +26,7 @@ fn ground() -> (tempfile::TempDir, Ground) {
 
 /// The `lamina` command of this workspace, built if it isn't there.
 fn lamina() -> PathBuf {
-    let built = std::process::Command::new(env!("CARGO"))
+    let built = Command::new(env!("CARGO"))
         .args([
             "build",
             "--quiet",
@@ -129,4 +130,29 @@ fn a_change_that_a_remount_loses_is_noticed() {
         said.contains("append, spoiled: wrong after a remount"),
         "{said}"
     );
+}
+
+#[test]
+fn ctrl_c_ends_the_race_and_leaves_no_upper() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("room");
+    let mut race = Command::new(env!("CARGO_BIN_EXE_lamina-benches"))
+        .args(["race", "--scale", "0.002", "--rounds", "100000"])
+        .args(["--only", "append", "--systems", "overlayfs", "--dir"])
+        .arg(dir.path())
+        .spawn()
+        .expect("spawn");
+    let round = dir.path().join("round");
+    while !round.exists() {
+        assert!(
+            race.try_wait().expect("wait").is_none(),
+            "it ended by itself"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let pid = rustix::process::Pid::from_child(&race);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signal");
+    assert_eq!(race.wait().expect("wait").code(), Some(130));
+    assert!(!round.exists());
+    let report = fs::read_to_string(dir.path().join("report/race.md")).expect("report");
+    assert!(report.contains("was stopped before its end"), "{report}");
 }
