@@ -23,6 +23,8 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
 use rustix::fs::{Mode, OFlags, RenameFlags, Stat, XattrFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
+#[cfg(fuzzing)]
+pub(crate) use links::from_hex;
 #[cfg(any(test, fuzzing))]
 pub(crate) use links::to_hex;
 pub(crate) use links::{LinkIndex, handle_of};
