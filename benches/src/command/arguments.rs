@@ -107,23 +107,27 @@ impl RaceArguments {
         rounds.max(1)
     }
 
-    /// The works that `--only` names.
+    /// The works that `--only` names: by their whole name, or all whose names begin so.
     pub(super) fn works(&self) -> Result<Vec<Work>> {
         let works = works::all();
+        if self.only.is_empty() {
+            return Ok(works);
+        }
+        let mut chosen = Vec::new();
         for name in &self.only {
-            let known = works
-                .iter()
-                .any(|work| work.name.starts_with(name.as_str()));
+            let exact = works.iter().any(|work| work.name == name);
+            let is_meant = |work: &&Work| {
+                work.name == name || (!exact && work.name.starts_with(name.as_str()))
+            };
+            let before = chosen.len();
+            chosen.extend(works.iter().filter(is_meant).map(|work| work.name));
             ensure!(
-                known,
+                chosen.len() > before,
                 "--only {name}: no such work; `lamina-benches list` names all"
             );
         }
-        let chosen = |work: &Work| {
-            let named = |name: &String| work.name.starts_with(name.as_str());
-            self.only.is_empty() || self.only.iter().any(named)
-        };
-        Ok(works.into_iter().filter(chosen).collect())
+        let chosen = works.into_iter().filter(|work| chosen.contains(&work.name));
+        Ok(chosen.collect())
     }
 
     /// The systems that `--systems` names.
@@ -187,4 +191,27 @@ fn target() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     let target = program.ancestors().nth(2);
     Ok(target.context("this program lies nowhere")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn only(names: &[&str]) -> Result<Vec<&'static str>> {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let arguments = RaceArguments::short(Path::new("/nowhere"), 1, &names)?;
+        Ok(arguments.works()?.iter().map(|work| work.name).collect())
+    }
+
+    #[test]
+    fn a_whole_name_means_one_work_and_a_beginning_all_that_begin_so() {
+        assert_eq!(only(&["find-cold"]).unwrap(), ["find-cold"]);
+        assert_eq!(
+            only(&["open", "tar"]).unwrap(),
+            ["tar-warm", "open-cold", "open-warm"]
+        );
+        assert_eq!(only(&[]).unwrap().len(), works::all().len());
+        let error = only(&["tar", "swim"]).unwrap_err().to_string();
+        assert!(error.contains("--only swim: no such work"), "{error}");
+    }
 }
