@@ -1,7 +1,8 @@
 //! The directory in which a race happens:
 //!
 //! ```text
-//! DIR/layers/<scale>/userland-128/000 … 127   the layers, kept for the next race
+//! DIR/layers/<scale>/made-128/000 … 127        the layers, kept for the next race
+//! DIR/debian.json                             what the Debian packages hold, kept too
 //! DIR/round/{upper,work,mnt,…}                what one run needs, deleted after it
 //! DIR/servers.log                             what the servers of the mounts say
 //! ```
@@ -17,10 +18,15 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::CWD;
 
-use crate::image::{Image, Scale, layers, repository};
+use crate::image::{Image, Scale, Source, layers, repository};
 
 /// So many MiB are needed at scale 1: four stacks of the userland, the large file, an upper.
-const ROOM: u32 = 16 << 10;
+fn room(source: Source) -> u32 {
+    match source {
+        Source::Made => 16 << 10,
+        Source::Debian => 32 << 10,
+    }
+}
 
 /// Of what a mount is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +42,7 @@ pub enum Layers {
 pub struct Ground {
     dir: PathBuf,
     scale: Scale,
+    source: Source,
     userland: Image,
     data: Image,
     /// Locked as long as we use the directory.
@@ -44,16 +51,18 @@ pub struct Ground {
 
 impl Ground {
     /// Uses `dir`, and deletes what an interrupted run left there.
-    pub fn new(dir: &Path, scale: Scale) -> Result<Ground> {
+    pub fn new(dir: &Path, source: Source, scale: Scale) -> Result<Ground> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let lock = File::create(dir.join("lock"))?;
         lock.try_lock()
             .with_context(|| format!("another race runs in {}", dir.display()))?;
+        let dir = fs::canonicalize(dir)?;
         let ground = Ground {
-            dir: fs::canonicalize(dir)?,
+            userland: Image::userland(source, &dir, scale)?,
+            dir,
             _lock: lock,
             scale,
-            userland: Image::userland(scale),
+            source,
             data: Image::data(scale),
         };
         ground.clear_round()?;
@@ -65,7 +74,7 @@ impl Ground {
     fn room(&self) -> Result<()> {
         let found = rustix::fs::statvfs(&self.dir)?;
         let free = (found.f_bavail * found.f_frsize) >> 20;
-        let needed = self.scale.count(ROOM);
+        let needed = self.scale.count(room(self.source));
         ensure!(
             free >= needed as u64,
             "{} has {free} MiB left, but {needed} MiB are needed: choose another directory, or a \
@@ -78,6 +87,11 @@ impl Ground {
     /// How large everything is.
     pub fn scale(&self) -> Scale {
         self.scale
+    }
+
+    /// Where the userland comes from.
+    pub fn source(&self) -> Source {
+        self.source
     }
 
     /// Where it lies.
@@ -96,7 +110,7 @@ impl Ground {
     /// The directories of these layers, the topmost first. Makes them if they aren't there.
     pub fn layers(&self, layers: Layers) -> Result<Vec<PathBuf>> {
         let (name, count) = match layers {
-            Layers::Userland(count) => (format!("userland-{count}"), count),
+            Layers::Userland(count) => (format!("{}-{count}", self.source.name()), count),
             Layers::Data => ("data".to_owned(), 2),
         };
         let all = self
@@ -217,10 +231,12 @@ mod tests {
     fn two_races_in_one_directory_would_spoil_each_other() {
         let dir = tempfile::tempdir().unwrap();
         let scale = Scale::new(0.001).unwrap();
-        let first = Ground::new(dir.path(), scale).unwrap();
-        let error = Ground::new(dir.path(), scale).unwrap_err().to_string();
+        let first = Ground::new(dir.path(), Source::Made, scale).unwrap();
+        let error = Ground::new(dir.path(), Source::Made, scale)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("another race runs"), "{error}");
         drop(first);
-        Ground::new(dir.path(), scale).unwrap();
+        Ground::new(dir.path(), Source::Made, scale).unwrap();
     }
 }

@@ -41,6 +41,8 @@ pub struct Race<'a> {
 pub struct Results {
     /// The machine and the day.
     pub host: Host,
+    /// Of what the image was made.
+    pub image: &'static str,
     /// How large everything was.
     pub scale: f64,
     /// How often each work was to be done.
@@ -94,6 +96,7 @@ impl Race<'_> {
         let systems = systems.map(|system| Ok((system.name().to_owned(), system.version()?)));
         Ok(Results {
             host: Host::now(self.ground.dir())?,
+            image: self.ground.source().name(),
             scale: self.ground.scale().factor(),
             rounds: self.rounds,
             systems: systems.collect::<Result<_>>()?,

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use lamina_benches::ground::{Ground, Round};
-use lamina_benches::image::Scale;
+use lamina_benches::image::{Scale, Source};
 use lamina_benches::interrupt::Interrupt;
 use lamina_benches::race::{Race, Results};
 use lamina_benches::stats::Samples;
@@ -20,7 +20,8 @@ fn ground() -> (tempfile::TempDir, Ground) {
         "needs root: it mounts"
     );
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("room");
-    let ground = Ground::new(dir.path(), Scale::new(0.002).expect("scale")).expect("ground");
+    let ground =
+        Ground::new(dir.path(), Source::Made, Scale::new(0.002).expect("scale")).expect("ground");
     (dir, ground)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::image::Scale;
+use crate::image::{Scale, Source};
 use crate::systems::{FuseOverlayfs, Lamina, LaminaWithKernelUpper, Overlayfs, System};
 use crate::works::{self, Work};
 use anyhow::{Context, Result, bail, ensure};
@@ -29,6 +29,9 @@ pub struct RaceArguments {
     /// Where the report goes [default: DIR/report]
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+    /// Of what the image is made [default: debian, with --short made]
+    #[arg(long, value_enum)]
+    image: Option<Source>,
     /// Size of everything; 1 is 120,000 files and a file of 1 GiB
     #[arg(long, value_name = "FACTOR")]
     scale: Option<f64>,
@@ -71,6 +74,7 @@ impl RaceArguments {
         Ok(RaceArguments {
             dir: Some(dir.to_owned()),
             report: None,
+            image: None,
             scale: None,
             rounds: Some(rounds),
             short: true,
@@ -95,6 +99,15 @@ impl RaceArguments {
             Some(dir) => Ok(dir.clone()),
             None => Ok(self.dir()?.join("report")),
         }
+    }
+
+    pub(super) fn image(&self) -> Source {
+        let by_size = if self.short {
+            Source::Made
+        } else {
+            Source::Debian
+        };
+        self.image.unwrap_or(by_size)
     }
 
     pub(super) fn scale(&self) -> Result<Scale> {

@@ -49,7 +49,7 @@ fn race_here(arguments: &RaceArguments) -> Result<ExitCode> {
     let interrupt = Interrupt::catch()?;
     let systems = arguments.systems()?;
     let works = arguments.works()?;
-    let ground = Ground::new(&arguments.dir()?, arguments.scale()?)?;
+    let ground = Ground::new(&arguments.dir()?, arguments.image(), arguments.scale()?)?;
     let race = Race {
         ground: &ground,
         works: &works,

@@ -1,17 +1,21 @@
 //! The image: every name, attribute and byte of it, as a value.
 //!
-//! [`Image::userland`] is the shape of a big userland: packages with directories of small files
+//! An image of a userland has one of two [`Source`]s. [`Source::Made`] is the shape of a big userland: packages with directories of small files
 //! below `usr/share`, `usr/lib`, `usr/include` and `etc`, one directory with thousands of files,
-//! and symlinks. [`Image::data`] holds one large file for the works that read and write data.
+//! and symlinks. [`Source::Debian`] are the names of real packages. [`Image::data`] holds one large file for the works that read and write data.
 //! A seed decides everything, so that two hosts measure the same image. [`layers`] writes an image
 //! as layers; what a mount of them has to show is this value.
 
 pub mod contents;
+mod debian;
 pub mod layers;
 pub mod repository;
 mod userland;
 
 use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 pub use userland::USERLAND_MODULES;
 
@@ -46,6 +50,25 @@ impl Scale {
     }
 }
 
+/// Where a userland comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Source {
+    /// From a seed: needs nothing
+    Made,
+    /// From the names of Debian packages, which are fetched once
+    Debian,
+}
+
+impl Source {
+    /// Its word on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Made => "made",
+            Source::Debian => "debian",
+        }
+    }
+}
+
 /// One name of the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -62,7 +85,7 @@ pub struct Node {
 }
 
 /// What a name of the image is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A directory.
     Dir,
@@ -84,11 +107,13 @@ pub struct Image {
 }
 
 impl Image {
-    /// The tree of a big userland.
-    pub fn userland(scale: Scale) -> Image {
-        Image {
-            nodes: userland::nodes(scale),
-        }
+    /// The tree of a big userland. `dir` keeps what was fetched for it.
+    pub fn userland(source: Source, dir: &Path, scale: Scale) -> Result<Image> {
+        let nodes = match source {
+            Source::Made => userland::nodes(scale),
+            Source::Debian => debian::nodes(dir, scale)?,
+        };
+        Ok(Image { nodes })
     }
 
     /// One large file, [`BIG`].
@@ -139,14 +164,19 @@ mod tests {
 
     use super::*;
 
+    fn made(scale: f64) -> Image {
+        let scale = Scale::new(scale).unwrap();
+        Image::userland(Source::Made, Path::new("/nowhere"), scale).unwrap()
+    }
+
     fn small() -> Image {
-        Image::userland(Scale::new(0.02).unwrap())
+        made(0.02)
     }
 
     #[test]
     fn the_same_scale_is_the_same_image() {
         assert_eq!(small(), small());
-        assert_ne!(small(), Image::userland(Scale::new(0.03).unwrap()));
+        assert_ne!(small(), made(0.03));
     }
 
     #[test]
@@ -170,7 +200,7 @@ mod tests {
 
     #[test]
     fn full_size_is_what_the_races_are_about() {
-        let image = Image::userland(Scale::new(1.0).unwrap());
+        let image = made(1.0);
         let files = image.files().count();
         assert!((115_000..125_000).contains(&files), "{files} files");
         let dirs = image.nodes().iter().filter(|node| node.kind == Kind::Dir);

@@ -21,15 +21,11 @@ const ROOTS: [(&str, u32); 4] = [
 const DIRS_OF_PACKAGE: u32 = 10;
 
 /// The time of the oldest file.
-const EPOCH: i64 = 1_600_000_000;
+pub(super) const EPOCH: i64 = 1_600_000_000;
 
 /// All names, parents first.
 pub(super) fn nodes(scale: Scale) -> Vec<Node> {
-    let mut maker = Maker {
-        rng: Rng::with_seed(0x1A31_4A00),
-        nodes: Vec::new(),
-        place: 0,
-    };
+    let mut maker = Maker::new(0x1A31_4A00);
     for dir in [
         "usr",
         "usr/share",
@@ -49,12 +45,15 @@ pub(super) fn nodes(scale: Scale) -> Vec<Node> {
         maker.place = maker.rng.u32(..);
         maker.file(format!("var/info/package{number:05}.list").into());
     }
-    maker.dir(USERLAND_MODULES.into());
-    for number in 0..scale.count(1200) {
-        maker.place = maker.rng.u32(..);
-        maker.file(format!("{USERLAND_MODULES}/module{number:04}.so").into());
-    }
+    maker.modules(scale);
     maker.nodes
+}
+
+/// Adds the directory that the work `start` looks into to an image that has none.
+pub(super) fn add_modules(nodes: &mut Vec<Node>, scale: Scale) {
+    let mut maker = Maker::new(0x1A31_4A01);
+    maker.modules(scale);
+    nodes.append(&mut maker.nodes);
 }
 
 struct Maker {
@@ -65,6 +64,14 @@ struct Maker {
 }
 
 impl Maker {
+    fn new(seed: u64) -> Maker {
+        Maker {
+            rng: Rng::with_seed(seed),
+            nodes: Vec::new(),
+            place: 0,
+        }
+    }
+
     /// A package: a directory with directories, most of them not deep.
     fn package(&mut self, number: usize) {
         self.place = self.rng.u32(..);
@@ -90,6 +97,15 @@ impl Maker {
                     self.file(path);
                 }
             }
+        }
+    }
+
+    /// [`USERLAND_MODULES`], with all modules.
+    fn modules(&mut self, scale: Scale) {
+        self.dir(USERLAND_MODULES.into());
+        for number in 0..scale.count(1200) {
+            self.place = self.rng.u32(..);
+            self.file(format!("{USERLAND_MODULES}/module{number:04}.so").into());
         }
     }
 

@@ -12,7 +12,8 @@ pub fn markdown(results: &Results) -> String {
     // Writing to a string can't fail.
     let _ = writeln!(
         text,
-        "{}, Linux {}, {} × {}, {} MiB of memory, {}; load {} when it began. Scale {}, {} rounds.\n",
+        "{}, Linux {}, {} × {}, {} MiB of memory, {}; load {} when it began. Image {}, scale {}, \
+         {} rounds.\n",
         host.date,
         host.kernel,
         host.cpus,
@@ -20,6 +21,7 @@ pub fn markdown(results: &Results) -> String {
         host.memory,
         host.filesystem,
         host.load,
+        results.image,
         results.scale,
         results.rounds,
     );

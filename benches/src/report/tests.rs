@@ -31,6 +31,7 @@ fn results() -> Results {
             filesystem: "ext4".into(),
             load: "0.1".into(),
         },
+        image: "made",
         scale: 1.0,
         rounds: 3,
         systems: vec![
