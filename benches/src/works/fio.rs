@@ -90,8 +90,10 @@ fn arguments(place: &Place, file: &Path, kind: &str, jobs: u64) -> Vec<OsString>
                  --randrepeat=1 --random_generator=lfsr --fallocate=none";
     arguments.extend(fixed.split(' ').map(OsString::from));
     if kind == "randwrite" {
-        // Each block says where it belongs, so that a later run can verify it.
-        arguments.extend(["--verify=pattern", "--verify_pattern=%o"].map(OsString::from));
+        // Each block says where it belongs, so that a later run can verify it. How far fio came
+        // is of no interest: it would write that into files of the working directory.
+        let verify = "--verify=pattern --verify_pattern=%o --verify_state_save=0";
+        arguments.extend(verify.split(' ').map(OsString::from));
     }
     arguments.push(filename);
     arguments
