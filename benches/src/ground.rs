@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/layers/<scale>/made-128/000 … 127        the layers, kept for the next race
 //! DIR/debian.json                             what the Debian packages hold, kept too
+//! DIR/index/lamina/                           indexes of the layers, made anew by each race
 //! DIR/round/{upper,work,mnt,…}                what one run needs, deleted after it
 //! DIR/servers.log                             what the servers of the mounts say
 //! ```
@@ -65,7 +66,7 @@ impl Ground {
             source,
             data: Image::data(scale),
         };
-        ground.clear_round()?;
+        ground.clear()?;
         ground.room()?;
         Ok(ground)
     }
@@ -157,8 +158,13 @@ impl Ground {
         Ok(round)
     }
 
-    /// Deletes what a run left behind.
-    pub fn clear_round(&self) -> Result<()> {
+    /// Deletes everything but the layers.
+    pub fn clear(&self) -> Result<()> {
+        self.clear_round()?;
+        remove_tree(&self.dir.join("index"))
+    }
+
+    fn clear_round(&self) -> Result<()> {
         remove_tree(&self.dir.join("round"))
     }
 }
@@ -188,6 +194,11 @@ impl Round {
     /// Where a system that needs a second mount below the union mounts it.
     pub fn below(&self) -> PathBuf {
         self.dir.join("below")
+    }
+
+    /// Where the system `name` keeps indexes of the layers. They outlive the run, not the race.
+    pub fn index(&self, name: &str) -> PathBuf {
+        self.dir.with_file_name("index").join(name)
     }
 }
 

@@ -87,7 +87,7 @@ impl Race<'_> {
             }
         }
         bar.finish_and_clear();
-        self.ground.clear_round()?;
+        self.ground.clear()?;
         Ok(results)
     }
 
@@ -116,7 +116,11 @@ impl Race<'_> {
         };
         let mut failed = vec![false; count];
         bar.set_message(format!("layers of {}", work.name));
-        self.ground.layers(work.layers)?;
+        let layers = self.ground.layers(work.layers)?;
+        for system in self.systems {
+            let prepared = system.prepare(&layers, &self.ground.round()?);
+            prepared.with_context(|| format!("{} cannot use the layers", system.name()))?;
+        }
         warm_layers(self.ground, work.layers)?;
         for round in 0..self.rounds {
             for turn in 0..count {

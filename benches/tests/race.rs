@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
-use lamina_benches::ground::{Ground, Round};
+use lamina_benches::ground::{Ground, Layers, Round};
 use lamina_benches::image::{Scale, Source};
 use lamina_benches::interrupt::Interrupt;
 use lamina_benches::race::{Race, Results};
@@ -61,12 +61,46 @@ fn every_work_comes_out_right_on_overlayfs_and_lamina() {
         Box::new(Overlayfs),
         Box::new(Lamina::new("lamina", &lamina(), "")),
     ];
+    let here = listed(Path::new("."));
     let results = race(&ground, &systems, &[]);
+    assert_eq!(
+        listed(Path::new(".")),
+        here,
+        "left in the working directory"
+    );
     assert_eq!(results.failures, Vec::<String>::new());
     assert_eq!(results.rows.len(), works::all().len());
     for row in &results.rows {
         let lengths: Vec<_> = row.seconds.iter().map(Samples::len).collect();
         assert_eq!(lengths, [1, 1], "{}", row.work);
+    }
+}
+
+/// What of the directory `dir` there is, with the time at which each file was made.
+fn listed(dir: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    let entries = entries.map(|entry| {
+        let entry = entry.expect("entry");
+        let made = entry.metadata().expect("metadata").modified();
+        (entry.path(), made.expect("a time"))
+    });
+    entries.collect()
+}
+
+/// As users have it; and that it is made before anything is timed.
+#[test]
+fn lamina_has_an_index_before_the_first_mount_unless_an_option_says_no() {
+    let (_dir, ground) = ground();
+    let layers = ground.layers(Layers::Userland(2)).expect("layers");
+    for (name, options, count) in [("with", "", 1), ("without", "noindexdir", 0)] {
+        let system = Lamina::new(name, &lamina(), options);
+        let round = ground.round().expect("round");
+        system.prepare(&layers, &round).expect("prepare");
+        let before = listed(&round.index(name));
+        assert_eq!(before.len(), count, "{name}: {before:?}");
+        let mounted = system.mount(&layers, &round).expect("mount");
+        mounted.unmount().expect("unmount");
+        assert_eq!(listed(&round.index(name)), before, "{name}");
     }
 }
 

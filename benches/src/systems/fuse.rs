@@ -2,7 +2,7 @@
 //! command line.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -71,12 +71,16 @@ impl Lamina {
         }
     }
 
-    /// Mounts the image alone, read-only, below the round's mount point.
+    /// Mounts the image alone, read-only, below the round's mount point, as the snapshotter does.
     pub(super) fn mount_image(&self, layers: &[PathBuf], round: &Round) -> Result<Mounted> {
-        self.serve(options(layers, None), &round.below())
+        let mut options = options(layers, None);
+        options.push(",no_open");
+        self.serve(options, round, &round.below())
     }
 
-    fn serve(&self, mut options: OsString, at: &Path) -> Result<Mounted> {
+    fn serve(&self, mut options: OsString, round: &Round, at: &Path) -> Result<Mounted> {
+        options.push(",indexdir=");
+        options.push(round.index(&self.name));
         if !self.extra.is_empty() {
             options.push(",");
             options.push(&self.extra);
@@ -100,8 +104,14 @@ impl System for Lamina {
         })
     }
 
+    /// The index of the image, which the snapshotter makes when a layer is committed.
+    fn prepare(&self, layers: &[PathBuf], round: &Round) -> Result<()> {
+        fs::create_dir_all(round.index(&self.name))?;
+        self.mount_image(layers, round)?.unmount()
+    }
+
     fn mount(&self, layers: &[PathBuf], round: &Round) -> Result<Mounted> {
-        self.serve(options(layers, Some(round)), &round.mount())
+        self.serve(options(layers, Some(round)), round, &round.mount())
     }
 }
 

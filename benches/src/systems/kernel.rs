@@ -60,6 +60,10 @@ impl System for LaminaWithKernelUpper {
         ))
     }
 
+    fn prepare(&self, layers: &[PathBuf], round: &Round) -> Result<()> {
+        self.image.prepare(layers, round)
+    }
+
     fn mount(&self, layers: &[PathBuf], round: &Round) -> Result<Mounted> {
         let image = self.image.mount_image(layers, round)?;
         let mut mounted = mount(&[image.path().to_owned()], round)?;

@@ -28,6 +28,12 @@ pub trait System: Debug {
     /// What it says its version is.
     fn version(&self) -> Result<String>;
 
+    /// Makes what the system keeps of these layers, the topmost first. Happens once for each work,
+    /// and is not timed.
+    fn prepare(&self, _layers: &[PathBuf], _round: &Round) -> Result<()> {
+        Ok(())
+    }
+
     /// Mounts these layers, the topmost first, with the upper of this round on its mount point.
     fn mount(&self, layers: &[PathBuf], round: &Round) -> Result<Mounted>;
 }
