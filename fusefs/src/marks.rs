@@ -8,6 +8,7 @@
 //! | redirect | `trusted.overlay.redirect` on a directory | it continues the directory at this path below |
 //! | origin | `trusted.overlay.origin` on a copied-up file | the file handle of the image's file |
 //! | metacopy | `trusted.overlay.metacopy` on a regular file | its attributes are here, its data below: at the same path or where its redirect leads |
+//! | partial | metacopy = `P`, and `trusted.overlay.lamina.partial` | as metacopy, but the blocks that are no holes are here, see [`Data::Partial`] |
 //! | impure | `trusted.overlay.impure` = `y` on a directory | it holds files with an origin, redirected directories, or devices 0:0 |
 //! | nlink | `trusted.overlay.nlink` on a file with hard links in the image | see [`Nlink`] |
 //! | device | `trusted.overlay.lamina.device` on an empty regular file | a character device 0:0 of the container, see [`set_device`] |
@@ -39,6 +40,7 @@ const ORIGIN: &str = "trusted.overlay.origin";
 const IMPURE: &str = "trusted.overlay.impure";
 const METACOPY: &str = "trusted.overlay.metacopy";
 const NLINK: &str = "trusted.overlay.nlink";
+const PARTIAL: &str = "trusted.overlay.lamina.partial";
 const DEVICE: &str = "trusted.overlay.lamina.device";
 const WHITEOUT_FILE: &str = "trusted.overlay.whiteout";
 const ESCAPED_WHITEOUT_FILE: &str = "trusted.overlay.overlay.whiteout";
@@ -54,16 +56,18 @@ pub(crate) enum Mark {
     Origin,
     Impure,
     Metacopy,
+    Partial,
     Nlink,
 }
 
 impl Mark {
-    const ALL: [(Mark, &str); 6] = [
+    const ALL: [(Mark, &str); 7] = [
         (Mark::Opaque, OPAQUE),
         (Mark::Redirect, REDIRECT),
         (Mark::Origin, ORIGIN),
         (Mark::Impure, IMPURE),
         (Mark::Metacopy, METACOPY),
+        (Mark::Partial, PARTIAL),
         (Mark::Nlink, NLINK),
     ];
 
@@ -97,8 +101,10 @@ impl Mark {
             Mark::Impure => value == b"y",
             // No flag is defined yet.
             Mark::Metacopy => {
-                is_metacopy_value(value) && value.get(2).is_none_or(|flags| *flags == 0)
+                value == METACOPY_PARTIAL
+                    || is_metacopy_value(value) && value.get(2).is_none_or(|flags| *flags == 0)
             }
+            Mark::Partial => parse_limit(value).is_some(),
             Mark::Nlink => parse_nlink(value).is_some(),
         }
     }
@@ -324,6 +330,72 @@ pub(crate) fn is_metacopy_value(value: &[u8]) -> bool {
     }
 }
 
+/// Where the data of a regular file of an upper are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Data {
+    /// In the file.
+    Here,
+    /// In the image's file, all of them.
+    Below,
+    /// In both: where the file has a hole, before its first `limit` bytes end, the image's file has
+    /// the data. The length is the upper file's.
+    ///
+    /// overlayfs refuses such a file (EIO), instead of showing the image's data.
+    Partial {
+        /// How many bytes of the image's file may be seen.
+        limit: u64,
+    },
+}
+
+/// The metacopy mark of a partial file: shorter than any that overlayfs reads, which makes it refuse
+/// the file on every way to it (`ovl_check_metacopy_xattr`: "too small xattr").
+pub(crate) const METACOPY_PARTIAL: &[u8] = b"P";
+
+/// Reads where a file's data are. A value that nobody writes is an error.
+pub(crate) fn data(file: &Place) -> Result<Data, Errno> {
+    match file.xattr(OsStr::new(METACOPY))? {
+        None => Ok(Data::Here),
+        Some(value) if is_metacopy_value(&value) => Ok(Data::Below),
+        Some(value) if value == METACOPY_PARTIAL => {
+            let limit = file.xattr(OsStr::new(PARTIAL))?;
+            let limit = limit.and_then(|limit| parse_limit(&limit));
+            Ok(Data::Partial {
+                limit: limit.ok_or(Errno::IO)?,
+            })
+        }
+        Some(_) => Err(Errno::IO),
+    }
+}
+
+/// Reads the limit of a partial file, decimal digits; `None` if the bytes are something else.
+pub(crate) fn parse_limit(value: &[u8]) -> Option<u64> {
+    let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let text = std::str::from_utf8(value).ok().filter(|_| is_number)?;
+    text.parse().ok()
+}
+
+/// Says that a file has the data of its blocks that are no holes, and the image's file the others,
+/// as far as `limit`.
+pub(crate) fn set_partial(file: &Place, limit: u64) -> Result<(), Errno> {
+    set_limit(file, limit)?;
+    file.set_xattr(OsStr::new(METACOPY), METACOPY_PARTIAL, XattrFlags::empty())
+}
+
+/// Changes the limit of a partial file.
+pub(crate) fn set_limit(file: &Place, limit: u64) -> Result<(), Errno> {
+    let value = limit.to_string();
+    file.set_xattr(OsStr::new(PARTIAL), value.as_bytes(), XattrFlags::empty())
+}
+
+/// Says that a partial file has its data here. A limit that is left over means nothing.
+pub(crate) fn clear_partial(file: &Place) -> Result<(), Errno> {
+    clear_metacopy(file)?;
+    if let Err(error) = file.remove_xattr(OsStr::new(PARTIAL)) {
+        tracing::debug!(?file, %error, "a limit that means nothing stays");
+    }
+    Ok(())
+}
+
 /// Says that a file has its data below.
 pub(crate) fn set_metacopy(file: &Place) -> Result<(), Errno> {
     file.set_xattr(OsStr::new(METACOPY), b"", XattrFlags::empty())
@@ -423,7 +495,7 @@ mod tests {
         /// What a layer says is read to the end or refused, and never leads out of the image.
         #[test]
         fn no_bytes_make_a_mark_that_climbs(value in proptest::collection::vec(0_u8.., 0..300)) {
-            let _ = parse_nlink(&value);
+            let _ = (parse_nlink(&value), parse_limit(&value));
             if let Some(handle) = decode_origin(&value) {
                 proptest::prop_assert!(handle.bytes.len() < value.len());
             }
@@ -432,6 +504,18 @@ mod tests {
                 proptest::prop_assert!(inside, "{path:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_limit_is_digits_and_nothing_else() {
+        for limit in [0, 4097, u64::MAX] {
+            assert_eq!(parse_limit(limit.to_string().as_bytes()), Some(limit));
+        }
+        for bad in ["", "-1", "+1", " 1", "1 ", "0x1", "18446744073709551616"] {
+            assert_eq!(parse_limit(bad.as_bytes()), None, "{bad:?}");
+        }
+        assert!(!is_metacopy_value(METACOPY_PARTIAL));
+        assert!(Mark::Metacopy.is_written(METACOPY_PARTIAL));
     }
 
     #[test]

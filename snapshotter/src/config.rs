@@ -25,6 +25,7 @@ pub const MAX_THREADS: usize = 64;
 /// The whole configuration. The text that [`Config::commented`] gives explains each field.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools)] // switches that have nothing to do with each other
 pub struct Config {
     /// Where snapshots and their metadata live.
     pub root: PathBuf,
@@ -40,6 +41,8 @@ pub struct Config {
     pub upper: UpperMode,
     /// Keep what layers and images hold in indexes.
     pub index: bool,
+    /// Copy up only the blocks of a large file that are written.
+    pub partial_copy_up: bool,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -127,6 +130,7 @@ impl Default for Config {
             no_open: true,
             upper: UpperMode::default(),
             index: true,
+            partial_copy_up: true,
             log: LogConfig::default(),
         }
     }
@@ -267,9 +271,9 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
 
 const COMMENTED: &str = r#"# Configuration of `lamina serve`, usually /etc/lamina/config.toml.
 # Every value here is the default. The environment (LAMINA_ROOT, LAMINA_ADDRESS, LAMINA_THREADS,
-# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_LOG_LEVEL,
-# LAMINA_LOG_FORMAT) overrides the file, and flags override both. A key that Lamina does not know is
-# an error.
+# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_PARTIAL_COPY_UP,
+# LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and flags override both. A key that Lamina
+# does not know is an error.
 
 # Where snapshots and their metadata live: a file system with xattrs (ext4, xfs, btrfs), and a
 # directory that only root can enter.
@@ -298,6 +302,11 @@ upper = "union"
 # Keep what layers and images hold in indexes beside them, and look there instead of into the layers.
 # Only for telling apart what is broken: without them every directory is merged when it is first used.
 index = true
+
+# Of an image's file of 64 MiB or more that a container writes, copy only the blocks that are written,
+# where the file system can't share blocks (ext4). Until half of it is written, such a file is read
+# and written through Lamina.
+partial_copy_up = true
 
 [log]
 # error, warn, info, debug or trace; or directives for single modules:

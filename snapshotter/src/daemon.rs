@@ -31,6 +31,7 @@ const SOCKET_DIR_MODE: u32 = 0o711;
 
 /// What the daemon is to do.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // switches that have nothing to do with each other
 pub struct ServeOptions {
     /// The root directory. It is made if it is missing.
     pub root: PathBuf,
@@ -46,6 +47,8 @@ pub struct ServeOptions {
     pub upper: UpperMode,
     /// Whether images have an index.
     pub index: bool,
+    /// Whether only the blocks of a large file are copied up that are written.
+    pub partial_copy_up: bool,
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -59,6 +62,7 @@ pub async fn serve(
     let mut mounter = FuseMounter::new(options.threads, options.passthrough);
     mounter.no_open = options.no_open;
     mounter.index = options.index;
+    mounter.partial_copy_up = options.partial_copy_up;
     let mounter = Arc::new(mounter);
     serve_with(options, mounter, ready, shutdown).await
 }

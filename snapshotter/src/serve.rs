@@ -16,7 +16,7 @@ use std::time::Duration;
 use lamina_fusefs::image::Image;
 use lamina_fusefs::layer::{DirLayer, Layer};
 use lamina_fusefs::session::{Session, SessionOptions};
-use lamina_fusefs::union::Union;
+use lamina_fusefs::union::{PARTIAL_FROM, Union};
 use lamina_fusefs::upper::Upper;
 
 use crate::chains::Chains;
@@ -64,6 +64,7 @@ pub trait Running: Send {
 }
 
 /// The real thing: FUSE.
+#[allow(clippy::struct_excessive_bools)] // switches that have nothing to do with each other
 pub struct FuseMounter {
     /// Threads of each session.
     pub threads: usize,
@@ -73,6 +74,8 @@ pub struct FuseMounter {
     pub no_open: bool,
     /// Whether images have an index.
     pub index: bool,
+    /// Whether only the blocks of a large file are copied up that are written.
+    pub partial_copy_up: bool,
     images: Chains<Image>,
 }
 
@@ -84,6 +87,7 @@ impl FuseMounter {
             passthrough,
             no_open: true,
             index: true,
+            partial_copy_up: true,
             images: Chains::new(),
         }
     }
@@ -127,7 +131,8 @@ impl Mounter for FuseMounter {
             idmap: plan.idmap,
             ..SessionOptions::default()
         };
-        let union = Arc::new(Union::new(image, upper)?);
+        let in_part = self.partial_copy_up.then_some(PARTIAL_FROM);
+        let union = Arc::new(Union::new(image, upper)?.partial_copy_up_from(in_part));
         let session = Session::mount(union, plan.at, &options)?;
         Ok(Box::new(session))
     }

@@ -14,7 +14,7 @@ use super::origins::{Origin, Origins};
 use super::{Dirs, is_whiteout};
 use crate::error::{Error, Result};
 use crate::image::{Image, ImageId};
-use crate::marks::{Mark, Redirect, parse_redirect};
+use crate::marks::{METACOPY_PARTIAL, Mark, Redirect, parse_redirect};
 use crate::sys::dir::{RawEntry, read_dir};
 use crate::sys::place::Place;
 use crate::types::FileKind;
@@ -163,8 +163,12 @@ impl<'i> Walk<'i> {
             });
             return Ok(redirected);
         }
-        if entry.value(Mark::Metacopy).is_some() && !self.data_below(&entry)? {
-            self.report(path, Problem::MetacopyWithoutData);
+        if let Some(value) = entry.value(Mark::Metacopy) {
+            if !self.data_below(&entry)? {
+                self.report(path, Problem::MetacopyWithoutData);
+            } else if value == METACOPY_PARTIAL {
+                self.report(path, Problem::Partial);
+            }
         }
         Ok(copied_up)
     }

@@ -69,6 +69,8 @@ pub enum Problem {
     },
     /// A file has its attributes here and its data nowhere.
     MetacopyWithoutData,
+    /// A file has some of its data here and the others in the image.
+    Partial,
     /// An entry of the index whose name is no file handle.
     IndexName,
     /// An entry of the index that belongs to no file of the image.
@@ -112,6 +114,7 @@ impl Finding {
             Problem::WhiteoutHidesNothing
             | Problem::WhiteoutInLowest
             | Problem::OciWhiteout
+            | Problem::Partial
             | Problem::Leftover => Severity::Note,
             _ => Severity::Error,
         }
@@ -182,6 +185,10 @@ impl fmt::Display for Problem {
             Problem::MetacopyWithoutData => f.write_str(
                 "its data are in the image, but the image has no such file: use the layers it was \
                  written over",
+            ),
+            Problem::Partial => f.write_str(
+                "only some of its data are here, the others in the image: kernel overlayfs refuses \
+                 to read it (mount and unmount it by Lamina to make it whole)",
             ),
             Problem::IndexName => {
                 f.write_str("its name is no file handle: delete it, the index holds nothing else")

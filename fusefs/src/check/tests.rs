@@ -215,6 +215,16 @@ fn each_damage_is_found_and_nothing_else() {
             Problem::MetacopyWithoutData,
         ),
         (
+            |at| {
+                fs::write(at.path("upper/fresh"), "").unwrap();
+                at.mark("upper/fresh", Mark::Redirect, b"/old/inside");
+                at.mark("upper/fresh", Mark::Metacopy, b"P");
+                at.mark("upper/fresh", Mark::Partial, b"1");
+            },
+            "upper/fresh",
+            Problem::Partial,
+        ),
+        (
             |at| fs::write(at.path("work/index/00zz"), "").unwrap(),
             "work/index/00zz",
             Problem::IndexName,

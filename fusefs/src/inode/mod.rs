@@ -7,6 +7,7 @@
 //! 3. a node's `state`;
 //! 4. the node table, the handle table, the cache of upper directories, listings: leaves, held for moments.
 
+mod blocks;
 mod handles;
 mod table;
 
@@ -17,12 +18,15 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
+use rustix::fs::{SeekFrom, seek};
 
+pub(crate) use blocks::{Blocks, read_full_at, unnoticed};
 pub(crate) use handles::{FileHandleState, Handles};
 pub(crate) use table::NodeTable;
 
 use crate::error::Result;
 use crate::image::ImageId;
+use crate::sys::change::write_all_at;
 use crate::sys::place::Place;
 use crate::types::{FileKind, Ino, NodeId};
 
@@ -31,17 +35,78 @@ use crate::types::{FileKind, Ino, NodeId};
 pub struct Backing {
     /// The file: open for reading, and for writing too if it lies in the upper.
     pub file: File,
+    /// What more it takes to read it, if it has only a part of the data.
+    pub(crate) partial: Option<Partial>,
     /// What the client keeps beside the backing file for as long as it lives, e.g. the
     /// passthrough registration at the FUSE connection. Dropped with the backing file.
     pub attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
+/// What a file of the upper needs that was opened when it had only a part of its data.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    /// The image's file, which has the others.
+    image: File,
+    blocks: Arc<Blocks>,
+}
+
 impl Backing {
     pub(crate) fn new(file: File) -> Arc<Backing> {
+        Backing::of(file, None)
+    }
+
+    /// A file of the upper, and the image's file that has what it lacks.
+    pub(crate) fn partial(file: File, image: File, blocks: Arc<Blocks>) -> Arc<Backing> {
+        Backing::of(file, Some(Partial { image, blocks }))
+    }
+
+    fn of(file: File, partial: Option<Partial>) -> Arc<Backing> {
         Arc::new(Backing {
             file,
+            partial,
             attachment: OnceLock::new(),
         })
+    }
+
+    /// Whether nobody but us can tell where its data are.
+    pub(crate) fn needs_us(&self) -> bool {
+        self.partial.is_some()
+    }
+
+    /// Whether some of the data are still elsewhere.
+    pub(crate) fn lacks_data(&self) -> bool {
+        self.partial
+            .as_ref()
+            .is_some_and(|partial| !partial.blocks.is_whole())
+    }
+
+    /// Reads at `offset` (bytes); fewer bytes than asked only at the end of the file.
+    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        match &self.partial {
+            None => read_full_at(&self.file, buf, offset),
+            Some(Partial { image, blocks }) => blocks.read((&self.file, image), offset, buf),
+        }
+    }
+
+    /// Writes at `offset` (bytes); fewer bytes than asked only if the disk is full.
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
+        match &self.partial {
+            None => {
+                write_all_at(&self.file, data, offset)?;
+                Ok(data.len())
+            }
+            Some(Partial { image, blocks }) => blocks.write((&self.file, image), offset, data),
+        }
+    }
+
+    /// The next byte of data, or of a hole, at or after `offset`.
+    pub(crate) fn seek(&self, offset: u64, wants_data: bool) -> Result<u64> {
+        match &self.partial {
+            // The position of the file is moved, but nobody uses it.
+            None if wants_data => Ok(seek(&self.file, SeekFrom::Data(offset))?),
+            None => Ok(seek(&self.file, SeekFrom::Hole(offset))?),
+            Some(Partial { image, blocks }) => blocks.seek((&self.file, image), offset, wants_data),
+        }
     }
 }
 
@@ -64,10 +129,12 @@ pub(crate) struct State {
     /// The names by which the client knows it. Empty for the root and for what was removed.
     pub(crate) names: Vec<Name>,
     /// For a directory: the image's directory that shows through. For another file: the image's
-    /// file, until its data are copied up.
+    /// file, until all its data are copied up.
     pub(crate) image: Option<ImageId>,
     /// Whether the upper has it: of a regular file at least the attributes.
     pub(crate) upper: bool,
+    /// Of a file that has some of its data in the upper, and others in the image: which.
+    pub(crate) blocks: Option<Arc<Blocks>>,
     /// The entry in the link index, for a copied-up file with hard links in the image.
     pub(crate) link: Option<Place>,
     /// Keeps an upper file that lost its last known name, so that its inode number is not given
@@ -96,6 +163,11 @@ impl State {
     /// Whether the upper has the data of a file too.
     pub(crate) fn is_complete(&self) -> bool {
         self.upper && self.image.is_none()
+    }
+
+    /// Whether the upper's file has the length of a file, and takes what is written to it.
+    pub(crate) fn is_written_above(&self) -> bool {
+        self.is_complete() || self.blocks.is_some()
     }
 }
 
@@ -186,6 +258,16 @@ impl Node {
     /// Whether the upper has the data of a file too.
     pub(crate) fn is_complete(&self) -> bool {
         self.state.lock().is_complete()
+    }
+
+    /// Whether the upper's file has its length, and takes what is written to it.
+    pub(crate) fn is_written_above(&self) -> bool {
+        self.state.lock().is_written_above()
+    }
+
+    /// Which of its data are in the upper, if that are some of them.
+    pub(crate) fn blocks(&self) -> Option<Arc<Blocks>> {
+        self.state.lock().blocks.clone()
     }
 
     /// The number of directories in it, which `count` finds out if nobody has yet.

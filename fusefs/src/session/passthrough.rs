@@ -46,20 +46,20 @@ impl Passthrough {
     ) -> Option<&'b BackingId> {
         backing
             .attachment
-            .get_or_init(|| self.decide(&backing.file, register))
+            .get_or_init(|| self.decide(backing, register))
             .downcast_ref::<Option<BackingId>>()?
             .as_ref()
     }
 
     fn decide(
         &self,
-        file: &File,
+        backing: &Backing,
         register: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Box<dyn Any + Send + Sync> {
-        if !self.is_offered() {
+        if !self.is_offered() || backing.needs_us() {
             return Box::new(None::<BackingId>);
         }
-        let id = register(file);
+        let id = register(&backing.file);
         if let Err(error) = &id
             && !is_about_the_file(error)
             && self.offered.swap(false, Ordering::Relaxed)
@@ -103,16 +103,12 @@ fn is_about_the_file(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
+    use std::sync::Arc;
 
     use super::*;
 
-    fn backing() -> Backing {
-        let file = tempfile::tempfile().unwrap();
-        Backing {
-            file,
-            attachment: OnceLock::new(),
-        }
+    fn backing() -> Arc<Backing> {
+        Backing::new(tempfile::tempfile().unwrap())
     }
 
     #[test]

@@ -137,6 +137,12 @@ pub(crate) fn write_all_at(file: &File, data: &[u8], offset: u64) -> Result<(), 
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
+/// `pwrite(2)`; fewer bytes than asked where the disk is full.
+pub(crate) fn write_at(file: &File, data: &[u8], offset: u64) -> Result<usize, Errno> {
+    step()?;
+    rustix::io::pwrite(file, data, offset)
+}
+
 /// `fsync(2)`.
 pub(crate) fn fsync(file: impl AsFd) -> Result<(), Errno> {
     step()?;

@@ -1,6 +1,7 @@
 //! Copying a file's data, holes included.
 
 use std::fs::File;
+use std::ops::Range;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -17,17 +18,32 @@ pub(crate) fn copy_data(from: &File, to: &File, size: u64) -> Result<(), Errno> 
         return Ok(());
     }
     ftruncate(to, size)?;
-    let mut offset = 0;
-    while offset < size {
+    copy_within(from, to, 0..size, 1)
+}
+
+/// Copies the data that `from` has in a range to the same place in `to`, leaving holes as they are.
+/// Each piece begins and ends at a multiple of `unit` bytes, or at the end of the range.
+pub(crate) fn copy_within(
+    from: &File,
+    to: &File,
+    range: Range<u64>,
+    unit: u64,
+) -> Result<(), Errno> {
+    let mut offset = range.start;
+    while offset < range.end {
         let (start, end) = match seek(from, SeekFrom::Data(offset)) {
-            Ok(start) => (start, seek(from, SeekFrom::Hole(start))?.min(size)),
+            Ok(start) => (start, seek(from, SeekFrom::Hole(start))?),
             // No data behind this point.
             Err(Errno::NXIO) => return Ok(()),
             // A file system that does not tell: all is data.
-            Err(Errno::INVAL) => (offset, size),
+            Err(Errno::INVAL) => (offset, range.end),
             Err(error) => return Err(error),
         };
-        copy_range(from, to, start, end)?;
+        let start = (start / unit * unit).max(offset);
+        let end = end.next_multiple_of(unit).min(range.end);
+        if start < end {
+            copy_range(from, to, start, end)?;
+        }
         offset = end;
     }
     Ok(())

@@ -7,6 +7,7 @@
 //! - [`caller`] creates things in another user's name.
 //! - [`handle`] turns files to handles that outlive names, and back.
 //! - [`copy`] copies data, keeping its holes.
+//! - [`extents`] tells which parts of a file have data of their own.
 //! - [`map`] maps files into memory.
 //! - [`memory`] keeps large buffers from taking memory that they don't use.
 
@@ -15,6 +16,7 @@ pub(crate) mod caller;
 pub(crate) mod change;
 pub(crate) mod copy;
 pub(crate) mod dir;
+pub(crate) mod extents;
 pub(crate) mod handle;
 pub(crate) mod map;
 pub(crate) mod memory;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -10,12 +11,14 @@ use rustix::fs::{OFlags, fstat, fstatvfs};
 use super::Union;
 use super::copy_up::Depth;
 use super::device::attr_shown_as;
+use super::partial::resize_partial;
 use super::resolve::finish;
 use crate::error::{Error, Result};
 use crate::image::{ImageId, dir_nlink};
 use crate::inode::Node;
 use crate::sys::change::ftruncate;
 use crate::sys::dir::{RawEntry, read_dir};
+use crate::sys::extents::BLOCK;
 use crate::sys::place::Place;
 use crate::types::{Attr, Caller, Fh, FileKind, NodeId, SetAttr, StatFs};
 
@@ -49,7 +52,7 @@ impl Union {
         let depth = match change.size {
             None => Depth::Attributes,
             Some(0) => Depth::Empty,
-            Some(_) => Depth::Data,
+            Some(_) => Depth::Blocks,
         };
         let node = self.copy_up(&asked.current(), depth)?;
         if change.size.is_some() && fh.is_none() && node.id != asked.id {
@@ -64,7 +67,7 @@ impl Union {
             place.chown(change.uid, change.gid)?;
         }
         if let Some(size) = change.size {
-            self.truncate(caller, &place, fh, size)?;
+            self.truncate(caller, &node, &place, fh, size)?;
         }
         if let Some(mode) = change.mode {
             place.chmod(mode)?;
@@ -138,14 +141,19 @@ impl Union {
         };
         let stat = place.stat()?;
         let mut attr = attr_shown_as(node.kind, &stat, node.ino);
-        let (linked, image, removed) = {
+        let (linked, image, partial, removed) = {
             let state = node.state.lock();
-            (state.link.clone(), state.image, state.orphan.is_some())
+            let partial = state.blocks.is_some();
+            (
+                state.link.clone(),
+                state.image,
+                partial,
+                state.orphan.is_some(),
+            )
         };
         match image {
             Some(image) if !node.is_dir() => {
-                let data = self.image.attr(image)?;
-                (attr.size, attr.blocks) = (data.size, data.blocks);
+                show_data(&mut attr, &self.image.attr(image)?, partial);
             }
             Some(image) if !removed => {
                 attr.nlink = self.merged_nlink(node, image)?;
@@ -175,16 +183,38 @@ impl Union {
         Ok(dir_nlink(subdirs))
     }
 
-    fn truncate(&self, caller: Caller, place: &Place, fh: Option<Fh>, size: u64) -> Result<()> {
+    fn truncate(
+        &self,
+        caller: Caller,
+        node: &Node,
+        place: &Place,
+        fh: Option<Fh>,
+        size: u64,
+    ) -> Result<()> {
         let handle = fh.and_then(|fh| self.handles.get(fh));
+        let resize = |file: &File| match node.blocks() {
+            Some(blocks) => resize_partial(&blocks, file, size),
+            None => resize(file, size),
+        };
         match handle.as_deref() {
-            Some(file) if file.writable => resize(&file.backing.file, size)?,
-            _ => resize(place.open(OFlags::WRONLY)?, size)?,
+            Some(file) if file.writable => resize(&file.backing.file)?,
+            _ => resize(&place.open_file(OFlags::WRONLY)?)?,
         }
         if caller.uid != 0 {
             clear_set_id(place)?;
         }
         Ok(())
+    }
+}
+
+/// Shows that the data of an upper file are the image's, or (`partial`) some of them: then the length
+/// is the upper's, and the space what both take, but not more than the length needs.
+pub(super) fn show_data(attr: &mut Attr, data: &Attr, partial: bool) {
+    if partial {
+        let needed = attr.size.div_ceil(BLOCK) * (BLOCK / 512);
+        attr.blocks = attr.blocks.max(data.blocks.min(needed));
+    } else {
+        (attr.size, attr.blocks) = (data.size, data.blocks);
     }
 }
 

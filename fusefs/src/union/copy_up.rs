@@ -27,9 +27,11 @@ use super::device::copy_device;
 use super::{Union, keeping_times, make_impure};
 use crate::error::{Error, Result};
 use crate::image::ImageId;
-use crate::inode::{Name, Node, State};
+use crate::inode::{Blocks, Name, Node, State};
 use crate::marks;
-use crate::sys::change::{create, fsync, ftruncate, mkdirat, mknodat, renameat_with, symlinkat};
+use crate::sys::change::{
+    clone_data, create, fsync, ftruncate, mkdirat, mknodat, renameat_with, symlinkat,
+};
 use crate::sys::copy::copy_data;
 use crate::sys::handle::FileHandle;
 use crate::sys::place::Place;
@@ -48,7 +50,10 @@ const REDIRECT_MAX: usize = 1024;
 pub(super) enum Depth {
     /// What a change of attributes or of names needs: all but the data of a regular file.
     Attributes,
-    /// Everything: the file is about to be written.
+    /// What a file needs that is about to be written: everything, or nothing yet of a large one
+    /// that becomes partial (see `partial`).
+    Blocks,
+    /// Everything.
     Data,
     /// Everything but the data, which are about to be truncated.
     Empty,
@@ -68,6 +73,7 @@ impl Union {
         }
         let is_done = |node: &Node| match depth {
             Depth::Attributes => node.in_upper(),
+            Depth::Blocks => node.is_written_above(),
             Depth::Data | Depth::Empty => node.is_complete(),
         };
         if is_done(&node) {
@@ -78,6 +84,9 @@ impl Union {
         let node = node.current();
         if is_done(&node) {
             return Ok(node);
+        }
+        if let Some(blocks) = node.blocks() {
+            return self.complete(&node, &blocks, depth);
         }
         if node.in_upper() {
             return self.copy_up_data(&node, depth);
@@ -111,6 +120,13 @@ impl Union {
             let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
             Ok(place.utimens(Some(atime), Some(mtime))?)
         };
+        if depth == Depth::Blocks
+            && self.is_copied_in_part(self.image.attr(image)?.size)?
+            && let Some(blocks) = self.begin_partial(&place, image)?
+        {
+            let _names = self.names.read();
+            return Ok(self.hand_over(node, |state| state.blocks = Some(blocks)));
+        }
         let copied = self.fill(&place, image, depth, restore);
         if let Err(error) = copied.and_then(|()| Ok(marks::clear_metacopy(&place)?)) {
             if let Err(second) = restore() {
@@ -212,11 +228,12 @@ impl Union {
         let change = |state: &mut State| {
             state.upper = true;
             (state.link, state.orphan) = (link, orphan);
+            state.blocks.clone_from(&copy.blocks);
             if copy.is_complete {
                 state.image = None;
             }
         };
-        if copy.is_complete {
+        if copy.is_complete || copy.blocks.is_some() {
             return Ok(self.hand_over(node, change));
         }
         // The data stay where they are: open handles have the right file.
@@ -237,6 +254,7 @@ impl Union {
             names: state.names.clone(),
             image: state.image,
             upper: state.upper,
+            blocks: state.blocks.clone(),
             link: state.link.clone(),
             orphan: state.orphan.clone(),
             predecessor: Arc::downgrade(node),
@@ -260,6 +278,8 @@ struct Copy<'u> {
     handle: Option<FileHandle>,
     /// Whether it needs nothing of the image any more.
     is_complete: bool,
+    /// If it is partial: the blocks that it has, which are none.
+    blocks: Option<Arc<Blocks>>,
 }
 
 impl<'u> Copy<'u> {
@@ -267,9 +287,9 @@ impl<'u> Copy<'u> {
     fn make(union: &Union, upper: &'u Upper, image: ImageId, depth: Depth) -> Result<Copy<'u>> {
         let attr = union.image.attr(image)?;
         let path = union.image.path(image);
-        let is_complete = depth != Depth::Attributes
-            || attr.kind != FileKind::Regular
-            || path.as_os_str().len() > REDIRECT_MAX;
+        let is_file = attr.kind == FileKind::Regular && path.as_os_str().len() <= REDIRECT_MAX;
+        let in_part = is_file && depth == Depth::Blocks && union.is_copied_in_part(attr.size)?;
+        let is_complete = !is_file || (depth != Depth::Attributes && !in_part);
         let (dir, temp) = upper.work_name();
         let mut copy = Copy {
             upper,
@@ -279,6 +299,7 @@ impl<'u> Copy<'u> {
             attr,
             handle: None,
             is_complete,
+            blocks: None,
         };
         let place = copy.place();
         let mut file = None;
@@ -286,14 +307,23 @@ impl<'u> Copy<'u> {
         match attr.kind {
             FileKind::Regular => {
                 let made = std::fs::File::from(create(&copy.dir, &copy.temp, private)?);
-                if is_complete {
+                if in_part && clone_data(&union.image.open(image)?, &made).is_ok() {
+                    copy.is_complete = true;
+                    file = Some(made);
+                } else if is_complete {
                     if depth != Depth::Empty {
                         copy_data(&union.image.open(image)?, &made, attr.size)?;
                     }
                     file = Some(made);
                 } else {
                     ftruncate(&made, attr.size)?;
-                    marks::set_metacopy(&place)?;
+                    if in_part {
+                        upper.note_partial()?;
+                        marks::set_partial(&place, attr.size)?;
+                        copy.blocks = Some(Blocks::none_yet(attr.size));
+                    } else {
+                        marks::set_metacopy(&place)?;
+                    }
                     marks::set_redirect(&place, &path)?;
                 }
             }

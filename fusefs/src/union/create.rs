@@ -129,6 +129,7 @@ impl Union {
             image: node.image(),
             upper: true,
             link: None,
+            partial: node.blocks().is_some(),
         };
         self.entry(&parent, name, found)
     }
@@ -166,6 +167,7 @@ impl Union {
             image: None,
             upper: true,
             link: None,
+            partial: false,
         };
         Ok((self.entry(&parent, name, found)?, made))
     }

@@ -1,7 +1,7 @@
 //! The union: an image below, an upper above, one tree to look at.
 //!
 //! What a name means is decided in `resolve`; what a change does to the upper, in the module of
-//! the operation: `create`, `device`, `remove`, `rename`, `copy_up`, `attr`, `xattr`. `open` and
+//! the operation: `create`, `device`, `remove`, `rename`, `copy_up`, `partial`, `attr`, `xattr`. `open` and
 //! `readdir` keep the handles. All of it answers in the words of [`crate::types`], knows nothing of FUSE,
 //! and can be called from many threads at once.
 //!
@@ -18,6 +18,7 @@ mod copy_up;
 mod create;
 mod device;
 mod open;
+mod partial;
 mod readdir;
 mod remove;
 mod rename;
@@ -36,6 +37,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags, openat};
 
 pub use open::{Opened, Whence};
+pub use partial::PARTIAL_FROM;
 
 use self::readdir::Listings;
 use crate::error::{Error, Result};
@@ -66,6 +68,8 @@ pub struct Union {
     names: RwLock<()>,
     /// Whether the upper became a layer, which nobody may change.
     sealed: AtomicBool,
+    /// The length from which files are copied up in part.
+    partial_from: Option<u64>,
     /// Upper directories, opened with `O_PATH`.
     dirs: Mutex<LruCache<NodeId, Arc<OwnedFd>>>,
 }
@@ -106,6 +110,7 @@ impl Union {
             listings: Listings::default(),
             names: RwLock::new(()),
             sealed: AtomicBool::new(false),
+            partial_from: Some(PARTIAL_FROM),
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
         })
     }

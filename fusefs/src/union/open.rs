@@ -1,9 +1,8 @@
 //! Open files: one backing file for all handles of an inode.
 
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom, seek};
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::Union;
@@ -11,7 +10,7 @@ use super::attr::{clear_set_id, place_of_file, resize};
 use super::copy_up::Depth;
 use crate::error::{Error, Result};
 use crate::inode::{Backing, FileHandleState, Node};
-use crate::marks;
+use crate::marks::{self, Data};
 use crate::sys::change;
 use crate::sys::place::Place;
 use crate::types::{Caller, Fh, FileKind, NodeId};
@@ -26,15 +25,6 @@ pub enum Whence {
     Data,
     /// The next hole (`SEEK_HOLE`).
     Hole,
-}
-
-impl Whence {
-    fn at(self, offset: u64) -> SeekFrom {
-        match self {
-            Whence::Data => SeekFrom::Data(offset),
-            Whence::Hole => SeekFrom::Hole(offset),
-        }
-    }
 }
 
 /// A file that was opened.
@@ -72,8 +62,12 @@ impl Union {
             return Err(Error::Running);
         }
         if writes(flags) || truncate {
-            copied_up = !asked.is_complete();
-            let depth = if truncate { Depth::Empty } else { Depth::Data };
+            copied_up = !asked.is_written_above();
+            let depth = if truncate {
+                Depth::Empty
+            } else {
+                Depth::Blocks
+            };
             let node = self.copy_up(&asked, depth)?;
             if node.id != asked.id {
                 return Err(Error::HandedOver);
@@ -81,7 +75,7 @@ impl Union {
         }
         let _names = self.names.read();
         loop {
-            let (backing, complete) = self.backing(&asked, writes(flags) || truncate)?;
+            let (backing, above) = self.backing(&asked, writes(flags) || truncate)?;
             let mut perm = 0;
             if writes(flags) && flags.contains(OFlags::DSYNC) {
                 // With passthrough the kernel makes each write durable without asking us.
@@ -97,7 +91,7 @@ impl Union {
                 }
                 perm = place.stat()?.st_mode;
             }
-            if let Some(opened) = self.opened(&asked, backing, complete, flags, perm)? {
+            if let Some(opened) = self.opened(&asked, backing, above, flags, perm)? {
                 return Ok(Opened {
                     copied_up,
                     ..opened
@@ -106,14 +100,13 @@ impl Union {
         }
     }
 
-    /// Makes a handle of an opened backing file, which is the complete one of the upper or the
-    /// image's. `None` if the node's data were copied up since the file was opened, so that it is
-    /// not the node's file any more.
+    /// Makes a handle of an opened backing file, the upper's (`above`) or the image's. `None` if the
+    /// node was copied up since the file was opened, so that it is not the node's file any more.
     pub(super) fn opened(
         &self,
         node: &Arc<Node>,
         backing: Arc<Backing>,
-        complete: bool,
+        above: bool,
         flags: OFlags,
         mode: u32,
     ) -> Result<Option<Opened>> {
@@ -123,7 +116,7 @@ impl Union {
             if state.successor.is_some() {
                 return Err(Error::HandedOver);
             }
-            if state.is_complete() != complete {
+            if state.is_written_above() != above {
                 return Ok(None);
             }
             state.open += 1;
@@ -133,7 +126,7 @@ impl Union {
         let fh = self.handles.insert(FileHandleState {
             node: Arc::clone(node),
             backing: Arc::clone(&backing),
-            writable: complete,
+            writable: above,
             runs,
         });
         Ok(Some(Opened {
@@ -149,10 +142,14 @@ impl Union {
         let Some(file) = self.handles.remove(fh) else {
             return;
         };
-        {
+        let is_last = {
             let mut state = file.node.state.lock();
             state.open = state.open.saturating_sub(1);
             state.running = state.running.saturating_sub(u32::from(file.runs));
+            state.open == 0
+        };
+        if is_last {
+            self.complete_at_close(&file.node);
         }
         // The node may have been forgotten before: the kernel sends both at once, and two threads
         // take them in any order.
@@ -163,23 +160,22 @@ impl Union {
 
     /// Reads at `offset` (bytes); fewer bytes than asked only at the end of the file.
     pub fn read(&self, fh: Fh, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.with_file(fh, |file| read_at(&file.backing.file, offset, buf))
+        self.with_file(fh, |file| file.backing.read(offset, buf))
     }
 
     /// The same without a handle, on a mount whose files the kernel opens by itself.
     pub fn read_unopened(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        read_at(&self.unopened(node)?.file, offset, buf)
+        self.unopened(node)?.read(offset, buf)
     }
 
-    /// Writes all of `data` at `offset` (bytes). `kill_suidgid`: the writer may not keep setuid
-    /// and setgid bits.
+    /// Writes `data` at `offset` (bytes); less than all only if the disk is full. `kill_suidgid`:
+    /// the writer may not keep setuid and setgid bits.
     pub fn write(&self, fh: Fh, offset: u64, data: &[u8], kill_suidgid: bool) -> Result<usize> {
         self.with_writable(fh, |file| {
             if kill_suidgid {
                 clear_set_id(&place_of_file(&file.backing.file)?)?;
             }
-            change::write_all_at(&file.backing.file, data, offset)?;
-            Ok(data.len())
+            file.backing.write(offset, data)
         })
     }
 
@@ -210,23 +206,27 @@ impl Union {
     ) -> Result<()> {
         self.with_writable(fh, |file| {
             written_by(caller, file)?;
+            if file.backing.lacks_data() {
+                // A hole, or space without data, must not mean the image's data.
+                self.copy_up(&file.node, Depth::Data)?;
+            }
             Ok(change::fallocate(&file.backing.file, mode, offset, len)?)
         })
     }
 
     /// Finds data or a hole at or after `offset` (lseek(2)).
     pub fn seek(&self, fh: Fh, offset: u64, whence: Whence) -> Result<u64> {
-        // The position of the backing file is moved, but nobody uses it.
-        self.with_file(fh, |file| Ok(seek(&file.backing.file, whence.at(offset))?))
+        self.with_file(fh, |file| file.backing.seek(offset, whence == Whence::Data))
     }
 
     /// The same without a handle, as [`Union::read_unopened`].
     pub fn seek_unopened(&self, node: NodeId, offset: u64, whence: Whence) -> Result<u64> {
-        Ok(seek(&self.unopened(node)?.file, whence.at(offset))?)
+        self.unopened(node)?.seek(offset, whence == Whence::Data)
     }
 
     /// Copies `len` bytes between two handles and offsets, within the host's file system
-    /// (`copy_file_range(2)`). Returns the bytes copied.
+    /// (`copy_file_range(2)`). Returns the bytes copied. A partial file answers EXDEV: the caller
+    /// copies by read and write then, as the kernel does.
     pub fn copy_file_range(
         &self,
         caller: Caller,
@@ -236,6 +236,9 @@ impl Union {
     ) -> Result<usize> {
         self.with_file(from.0, |source| {
             self.with_writable(to.0, |target| {
+                if source.backing.lacks_data() || target.backing.lacks_data() {
+                    return Err(Errno::XDEV.into());
+                }
                 written_by(caller, target)?;
                 let len = usize::try_from(len).unwrap_or(usize::MAX);
                 let from = (&source.backing.file, from.1);
@@ -247,33 +250,38 @@ impl Union {
 
     /// The backing file of a node, the open one or a new one, and whether it is the upper's.
     fn backing(&self, node: &Arc<Node>, writes: bool) -> Result<(Arc<Backing>, bool)> {
-        let (known, image, upper) = {
+        let (known, image, upper, blocks) = {
             let state = node.state.lock();
-            (state.backing.upgrade(), state.image, state.upper)
+            let blocks = state.blocks.clone();
+            (state.backing.upgrade(), state.image, state.upper, blocks)
         };
-        let complete = upper && image.is_none();
+        let above = upper && (image.is_none() || blocks.is_some());
         if let Some(backing) = known {
-            if writes && complete && !is_writable(&backing)? {
+            if writes && above && !is_writable(&backing)? {
                 // Handles of one inode share one file, and this one can't be written.
                 return Err(Error::NotPermitted);
             }
-            return Ok((backing, complete));
+            return Ok((backing, above));
         }
-        let file = match image {
-            Some(id) => self.image.open(id)?,
-            None if upper => open_upper(&self.upper_place(node)?, writes)?,
-            None => return Err(Error::NotFound),
+        let backing = match (image, blocks) {
+            (Some(id), None) => Backing::new(self.image.open(id)?),
+            (Some(id), Some(blocks)) => {
+                let file = open_for_all(&self.upper_place(node)?, writes)?;
+                blocks.load(&file)?;
+                Backing::partial(file, self.image.open(id)?, blocks)
+            }
+            (None, _) if upper => Backing::new(open_upper(&self.upper_place(node)?, writes)?),
+            (None, _) => return Err(Error::NotFound),
         };
-        let backing = Backing::new(file);
         let mut state = node.state.lock();
-        if state.is_complete() == complete {
+        if state.is_written_above() == above {
             // Two opens at once: the first one's file stands, so that all handles share one.
             if let Some(first) = state.backing.upgrade() {
-                return Ok((first, complete));
+                return Ok((first, above));
             }
             state.backing = Arc::downgrade(&backing);
         }
-        Ok((backing, complete))
+        Ok((backing, above))
     }
 
     /// The backing file of a regular file that nobody opened.
@@ -309,27 +317,18 @@ impl Union {
     }
 }
 
-/// Fills `buf`, as far as the file goes.
-fn read_at(file: &std::fs::File, offset: u64, buf: &mut [u8]) -> Result<usize> {
-    let mut done = 0;
-    while done < buf.len() {
-        match file.read_at(&mut buf[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
+/// Opens a file of the upper that has all its data.
+fn open_upper(place: &Place, writes: bool) -> Result<std::fs::File> {
+    if marks::data(place)? != Data::Here {
+        tracing::error!(?place, "its data should be in the image, and are not");
+        return Err(Errno::IO.into());
     }
-    Ok(done)
+    open_for_all(place, writes)
 }
 
 /// Opens for reading and writing, so that all handles can share the file. One that can't be written
 /// (immutable, a swap file) is opened for reading alone, if that is all that is asked.
-fn open_upper(place: &Place, writes: bool) -> Result<std::fs::File> {
-    if marks::is_metacopy(place)? {
-        tracing::error!(?place, "its data should be in the image, and are not");
-        return Err(Errno::IO.into());
-    }
+fn open_for_all(place: &Place, writes: bool) -> Result<std::fs::File> {
     match place.open_file(OFlags::RDWR) {
         Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY | Errno::ROFS) if !writes => {
             Ok(place.open_file(OFlags::RDONLY)?)

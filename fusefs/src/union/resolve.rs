@@ -12,12 +12,13 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Stat, fstat, statat};
 use rustix::io::Errno;
 
+use super::attr::show_data;
 use super::device::attr_shown_as;
 use super::{Union, check_name, is_impure};
 use crate::error::{Error, Result};
 use crate::image::{ImageId, is_hollow};
-use crate::inode::{Name, Node, State};
-use crate::marks::{self, Redirect};
+use crate::inode::{Blocks, Name, Node, State};
+use crate::marks::{self, Data, Redirect};
 use crate::sys::place::Place;
 use crate::sys::{attr_of, kind_of};
 use crate::types::{Attr, Entry, FileKind, Ino, NodeId};
@@ -33,6 +34,8 @@ pub(super) struct Found {
     pub(super) upper: bool,
     /// Its entry in the link index.
     pub(super) link: Option<Place>,
+    /// Whether the upper has some of its data, and the image the others.
+    pub(super) partial: bool,
 }
 
 impl Union {
@@ -56,6 +59,7 @@ impl Union {
                 image: found.image,
                 upper: found.upper,
                 link: found.link,
+                blocks: found.partial.then(Blocks::unloaded),
                 ..State::default()
             });
         let mut entry = Entry {
@@ -112,6 +116,7 @@ impl Union {
                 image,
                 upper: true,
                 link: None,
+                partial: false,
             });
         }
         let mut found = Found {
@@ -119,6 +124,7 @@ impl Union {
             image: None,
             upper: true,
             link: None,
+            partial: false,
         };
         let impure = is_impure(parent, dir)?;
         if impure && marks::is_device(&place, stat)? {
@@ -145,14 +151,15 @@ impl Union {
         place: &Place,
         below: impl FnOnce() -> Result<Option<ImageId>>,
     ) -> Result<()> {
-        if !marks::is_metacopy(place)? {
+        let data = marks::data(place)?;
+        if data == Data::Here {
             return Ok(());
         }
         // Without one in the image its data are lost: opening it will say so.
         found.image = below()?.filter(|id| self.image.kind(*id) == FileKind::Regular);
         if let Some(id) = found.image {
-            let data = self.image.attr(id)?;
-            (found.attr.size, found.attr.blocks) = (data.size, data.blocks);
+            found.partial = data != Data::Below;
+            show_data(&mut found.attr, &self.image.attr(id)?, found.partial);
         }
         Ok(())
     }
@@ -173,6 +180,7 @@ impl Union {
                     image: None,
                     upper: true,
                     link: Some(link.clone()),
+                    partial: false,
                 };
                 self.add_image_data(&mut found, &link, || Ok(Some(id)))?;
                 return Ok(found);
@@ -183,6 +191,7 @@ impl Union {
             image: Some(id),
             upper: false,
             link: None,
+            partial: false,
         })
     }
 

@@ -23,20 +23,28 @@ impl Union {
         if self.upper.is_none() {
             return Ok(());
         }
-        self.settle()?;
-        self.copy_up_all_data()?;
+        self.settle_names()?;
+        self.complete_all()?;
         let _names = self.names.write();
         self.sealed.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Gives every name of a copied-up file with hard links in the image its link in the upper. For
-    /// this union nothing changes; kernel overlayfs, to which the link index means nothing, shows
-    /// the same tree from then on. It walks the image only if there are such names.
+    /// Makes the upper what kernel overlayfs can mount: every name of a copied-up file with hard
+    /// links in the image gets its link in the upper, and partial files the rest of their data. For
+    /// this union nothing changes; nobody may be writing. It walks the image or the upper only if
+    /// there are such files.
     pub fn settle(&self) -> Result<()> {
-        let Some(upper) = &self.upper else {
+        if self.upper.is_none() {
             return Ok(());
-        };
+        }
+        self.settle_names()?;
+        self.complete_partial()
+    }
+
+    /// The links: the link index means nothing to kernel overlayfs, nor to a layer.
+    fn settle_names(&self) -> Result<()> {
+        let upper = self.upper()?;
         let mut pending = HashSet::new();
         for ((device, ino), link) in upper.links().places() {
             let stat = link.stat()?;

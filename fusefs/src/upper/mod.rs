@@ -5,6 +5,7 @@
 //! workdir/work/        things under construction; cleared at every start
 //! workdir/index/       one link for each copied-up file that has hard links in the image, named
 //!                      by the image file's handle in hexadecimal
+//! workdir/partial      there if files of the upper may be partial (crate::marks)
 //! ```
 //!
 //! Nothing here decides what the union means; this module gives the union the steps, each of which
@@ -17,7 +18,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
 use rustix::fs::{Mode, OFlags, RenameFlags, Stat, XattrFlags, fstat, openat, statat};
@@ -33,8 +34,9 @@ pub(crate) use stage::Stage;
 use crate::error::{Error, Result};
 use crate::marks;
 use crate::sys::beneath::open_root;
-use crate::sys::change::{mkdirat, mknodat, renameat, renameat_with, unlinkat};
+use crate::sys::change::{create, mkdirat, mknodat, renameat, renameat_with, unlinkat};
 use crate::sys::dir;
+use crate::sys::extents::holes_are_exact;
 use crate::sys::place::Place;
 use crate::types::{Ino, SetTime};
 
@@ -44,12 +46,19 @@ pub struct Upper {
     root: Arc<OwnedFd>,
     work: Arc<OwnedFd>,
     /// The work directory as it was named; locked, so that no two unions use it.
-    _outer: OwnedFd,
+    outer: OwnedFd,
     /// Work files get a number each; the names mean nothing after a restart.
     next_work: AtomicU64,
     device: u64,
+    /// Whether the holes of a file tell what nobody wrote to.
+    exact_holes: bool,
     links: LinkIndex,
+    /// Whether [`PARTIAL`] is known to be there.
+    is_partial_noted: AtomicBool,
 }
+
+/// The name of the note in the work directory that there may be partial files.
+const PARTIAL: &str = "partial";
 
 impl Upper {
     /// Opens an upper directory and its work directory, which must exist, lie on one file system,
@@ -82,13 +91,17 @@ impl Upper {
             .map_err(|e| failed("cannot make the directory index/ in", work, e))?;
         dir::clear(inner.as_fd())
             .map_err(|e| failed("cannot clear the work directory", work, e))?;
+        let exact_holes = holes_are_exact(&inner)
+            .map_err(|e| failed("cannot look at the file system of", work, e))?;
         let upper = Upper {
             root: Arc::new(root),
             work: Arc::new(inner),
-            _outer: outer,
+            outer,
             next_work: AtomicU64::new(0),
             device: stat.st_dev,
+            exact_holes,
             links: LinkIndex::open(index)?,
+            is_partial_noted: AtomicBool::new(false),
         };
         upper.probe_marks().map_err(|e| {
             failed(
@@ -108,6 +121,37 @@ impl Upper {
     /// The device number of the upper's file system.
     pub(crate) fn device(&self) -> u64 {
         self.device
+    }
+
+    /// Whether a file may have the data of some of its blocks, told by its holes.
+    pub(crate) fn has_exact_holes(&self) -> bool {
+        self.exact_holes
+    }
+
+    /// Notes that there are partial files, before there is one.
+    pub(crate) fn note_partial(&self) -> Result<(), Errno> {
+        if !self.is_partial_noted.load(Ordering::Acquire) {
+            match create(&self.outer, PARTIAL, Mode::RUSR | Mode::WUSR) {
+                Ok(_) | Err(Errno::EXIST) => self.is_partial_noted.store(true, Ordering::Release),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there may be partial files.
+    pub(crate) fn may_be_partial(&self) -> Result<bool, Errno> {
+        match statat(&self.outer, PARTIAL, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the note away. Nobody may be making partial files.
+    pub(crate) fn forget_partial(&self) -> Result<(), Errno> {
+        self.is_partial_noted.store(false, Ordering::Release);
+        unlinkat(&self.outer, PARTIAL, AtFlags::empty())
     }
 
     /// The copied-up files that have hard links in the image.

@@ -2,13 +2,15 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::system::{each_lamina, each_system};
-use crate::tools::{append, chmod, fails, names, read, set_xattr, stat, write, xattr, xattr_names};
+use crate::system::{Access, System, each_lamina, each_system};
+use crate::tools::{
+    append, chmod, fails, names, open_rw, read, set_xattr, stat, write, xattr, xattr_names,
+};
 
 #[test]
 fn neither_files_without_a_name_nor_ioctls() {
@@ -51,8 +53,68 @@ fn a_change_of_attributes_takes_no_space_for_data() {
             let upper = m.upper("moved");
             assert!(stat(&upper).blocks() * 512 < 64 << 10);
             assert!(xattr_names(&upper).contains(&"trusted.overlay.metacopy".to_owned()));
-            append(m.path("moved"), "!");
-            assert!(stat(&upper).blocks() * 512 >= 1 << 20);
+        },
+    );
+}
+
+#[test]
+fn a_byte_that_is_appended_to_a_large_file_copies_a_block() {
+    const SIZE: u64 = 4 << 20;
+    let data = || vec![b'x'; usize::try_from(SIZE).unwrap()];
+    each_lamina(
+        |layers| write(layers.bottom("file"), data()),
+        |m| {
+            let mut expected = data();
+            append(m.path("file"), "!");
+            expected.push(b'!');
+            open_rw(m.path("file")).write_all_at(b"?", 70_000).unwrap();
+            expected[70_000] = b'?';
+            for _ in 0..2 {
+                assert!(fs::read(m.path("file")).unwrap() == expected);
+                let upper = stat(m.upper("file"));
+                assert!(upper.blocks() * 512 < 64 << 10, "{}", upper.blocks());
+                assert_eq!(upper.len(), SIZE + 1);
+                m.remount();
+            }
+        },
+    );
+}
+
+#[test]
+fn overlayfs_finds_a_file_that_was_partial_whole() {
+    each_lamina(
+        |layers| write(layers.bottom("dir/file"), vec![b'x'; 2 << 20]),
+        |m| {
+            append(m.path("dir/file"), "!");
+            m.switch(System::Overlayfs);
+            let seen = fs::read(m.path("dir/file")).unwrap();
+            assert_eq!(seen.len(), (2 << 20) + 1);
+            assert!(seen.ends_with(b"x!"));
+            assert!(
+                xattr_names(m.upper("dir/file"))
+                    .iter()
+                    .all(|name| !name.contains("metacopy"))
+            );
+        },
+    );
+}
+
+#[test]
+fn overlayfs_refuses_a_file_that_is_partial() {
+    each_lamina(
+        |layers| write(layers.bottom("file"), vec![b'x'; 2 << 20]),
+        |m| {
+            append(m.path("file"), "!");
+            // As after a crash: nobody has completed it.
+            m.unmount();
+            for metacopy in ["on", "off"] {
+                let options = [("metacopy", metacopy), ("index", "off")];
+                m.layers.mount_overlay(Access::Write, &options);
+                fails(File::open(m.path("file")), Errno::IO);
+                m.unmount();
+            }
+            m.mount();
+            assert!(fs::read(m.path("file")).unwrap().ends_with(b"x!"));
         },
     );
 }

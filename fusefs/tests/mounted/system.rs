@@ -256,7 +256,10 @@ impl Layers {
             Access::ReadOnly => None,
             Access::Write => Some(Upper::open(&self.upper(), &self.work())?),
         };
-        let union = Arc::new(Union::new(image, upper).unwrap());
+        // Large ones, or all files, are copied up in part.
+        let partial_from = if newest { 1 << 20 } else { 1 };
+        let union = Union::new(image, upper).unwrap();
+        let union = Arc::new(union.partial_copy_up_from(Some(partial_from)));
         Session::mount(union, &self.mountpoint(), options)
     }
 

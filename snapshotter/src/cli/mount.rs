@@ -56,6 +56,8 @@ Options (-o), separated by commas; a backslash before `,` `:` `\` keeps them in 
   without=A:B       features of the kernel to leave aside, as if it were an older one: passthrough,
                     idmap, readdirplus, parallel_dirops, killpriv_v2, cached_symlinks,
                     no_opendir, or all
+  partial_copy_up=X on, off, or the length in bytes from which only the blocks of a file are copied
+                    up that are written (64 MiB)
   Other options of fuse-overlayfs and unknown ones are ignored with a warning.
 
 For podman, in storage.conf:
@@ -170,7 +172,8 @@ impl Plan {
             (Some(upper), Some(work)) => Some(Upper::open(upper, work)?),
             _ => None,
         };
-        let union = Arc::new(Union::new(image, upper)?);
+        let union = Union::new(image, upper)?.partial_copy_up_from(options.partial_copy_up);
+        let union = Arc::new(union);
         let session = SessionOptions {
             fsname: self.fsname.clone(),
             read_only: options.read_only,

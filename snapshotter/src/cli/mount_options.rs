@@ -13,6 +13,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use lamina_fusefs::session::KernelFeatures;
+use lamina_fusefs::union::PARTIAL_FROM;
 
 /// What all `-o` options together ask for.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -44,6 +45,8 @@ pub(super) struct MountOptions {
     pub no_open: bool,
     /// `without`: features of the kernel to leave aside.
     pub without: KernelFeatures,
+    /// `partial_copy_up`: the length from which files are copied up in part (bytes), if at all.
+    pub partial_copy_up: Option<u64>,
     /// What was asked for and will not happen, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -57,6 +60,9 @@ pub(super) enum OptionError {
     /// Two colons in a row, or one at an end.
     #[error("lowerdir has an empty entry")]
     EmptyLower,
+    /// Neither a switch nor a length.
+    #[error("option `partial_copy_up` is `on`, `off` or a number of bytes, not `{0}`")]
+    BadLength(String),
     /// No feature of that name.
     #[error("option `without` knows no `{0}`: {known}", known = feature_names())]
     UnknownFeature(String),
@@ -82,6 +88,7 @@ impl MountOptions {
             allow_other: privileged,
             suid: privileged,
             exec: true,
+            partial_copy_up: Some(PARTIAL_FROM),
             ..MountOptions::default()
         };
         for argument in arguments {
@@ -141,6 +148,9 @@ impl MountOptions {
                 (self.read_only, self.suid, self.dev, self.exec) = (false, true, true, true);
             }
             "without" => self.without |= features(needed("without", value)?)?,
+            "partial_copy_up" => {
+                self.partial_copy_up = length(needed("partial_copy_up", value)?)?;
+            }
             "context" | "fscontext" | "defcontext" | "rootcontext" => {
                 let value = unquote(value.unwrap_or_default());
                 let value = printable(&name, &unescape(value))?;
@@ -195,6 +205,18 @@ impl MountOptions {
                     .push(format!("option `{name}` is unknown, and ignored"));
             }
         }
+    }
+}
+
+/// The length from which files are copied up in part.
+fn length(value: &[u8]) -> Result<Option<u64>, OptionError> {
+    match String::from_utf8_lossy(value).as_ref() {
+        "on" => Ok(Some(PARTIAL_FROM)),
+        "off" => Ok(None),
+        number => match number.parse() {
+            Ok(length) => Ok(Some(length)),
+            Err(_) => Err(OptionError::BadLength(number.escape_debug().to_string())),
+        },
     }
 }
 

@@ -245,3 +245,14 @@ fn an_index_has_a_place_or_is_left_out() {
     let error = parse_all(&["lowerdir=/a,indexdir"]).unwrap_err();
     assert_eq!(error, OptionError::NoValue("indexdir"));
 }
+
+#[test]
+fn files_are_copied_up_in_part_from_a_length_on() {
+    let from = |option: &str| parse(&format!("lowerdir=/l{option}")).partial_copy_up;
+    assert_eq!(from(""), Some(PARTIAL_FROM));
+    assert_eq!(from(",partial_copy_up=off"), None);
+    assert_eq!(from(",partial_copy_up=off,partial_copy_up=on"), from(""));
+    assert_eq!(from(",partial_copy_up=4096"), Some(4096));
+    let refused = parse_all(&["lowerdir=/l,partial_copy_up=-1"]).unwrap_err();
+    assert_eq!(refused, OptionError::BadLength("-1".to_owned()));
+}

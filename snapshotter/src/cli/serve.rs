@@ -40,6 +40,9 @@ pub(super) struct ServeArgs {
     /// Keep what layers and images hold in indexes [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_INDEX")]
     index: Option<bool>,
+    /// Copy up only the blocks of a large file that are written [default: true]
+    #[arg(long, value_name = "BOOL", env = "LAMINA_PARTIAL_COPY_UP")]
+    partial_copy_up: Option<bool>,
     /// error, warn, info, debug or trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL", env = "LAMINA_LOG_LEVEL")]
     log_level: Option<String>,
@@ -76,6 +79,9 @@ impl ServeArgs {
         if let Some(index) = self.index {
             config.index = index;
         }
+        if let Some(partial) = self.partial_copy_up {
+            config.partial_copy_up = partial;
+        }
         if let Some(level) = &self.log_level {
             config.log.level.clone_from(level);
         }
@@ -102,6 +108,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         no_open: config.no_open,
         upper: config.upper,
         index: config.index,
+        partial_copy_up: config.partial_copy_up,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -6,6 +6,7 @@ mod faults;
 mod listing;
 mod metacopy;
 mod model;
+mod partial;
 #[path = "../../../tests/script/mod.rs"]
 mod script;
 mod tree;

@@ -17,6 +17,8 @@ pub(super) enum Past {
     CopiedUp,
     /// All files are open.
     Readers,
+    /// Files are copied up in part, however short, and one was.
+    InPart,
 }
 
 /// An image, and a past for each upper over it.
@@ -55,6 +57,7 @@ pub(super) fn all() -> Vec<Ground> {
         Past::Crashed,
         Past::CopiedUp,
         Past::Readers,
+        Past::InPart,
     ];
     let memory = Path::new("/dev/shm");
     assert!(memory.is_dir(), "these tests need a tmpfs at /dev/shm");
@@ -65,7 +68,7 @@ pub(super) fn all() -> Vec<Ground> {
         };
         return dirs.into_iter().flat_map(on).collect();
     }
-    let layers = [1, 2, 3, 3, 2];
+    let layers = [1, 2, 3, 3, 2, 2];
     (layers.into_iter().zip(pasts))
         .map(|(layers, past)| Ground::new(memory, layers, past))
         .collect()
@@ -107,7 +110,8 @@ impl Ground {
     pub(super) fn mount(&self, place: &UpperPlace) -> Union {
         let path = place.0.path();
         let upper = Upper::open(&path.join("upper"), &path.join("work")).unwrap();
-        Union::new(Arc::clone(&self.image), Some(upper)).unwrap()
+        let union = Union::new(Arc::clone(&self.image), Some(upper)).unwrap();
+        union.partial_copy_up_from((self.past == Past::InPart).then_some(1))
     }
 
     /// A union after its past, and what the scene needs.
@@ -123,6 +127,7 @@ impl Ground {
                 });
                 union = self.mount(place);
             }
+            Past::InPart => scenes::open(&union, "d/in", OFlags::RDWR).unwrap(),
             Past::CopiedUp => {
                 for dir in ["d/sub", "e/sub"] {
                     scenes::chmod(&union, dir, 0o755).unwrap();

@@ -1,6 +1,6 @@
 //! What is done, and what was done before.
 
-use rustix::fs::FileType;
+use rustix::fs::{FallocateFlags, FileType};
 
 use super::*;
 
@@ -75,10 +75,32 @@ fn on<T>(union: &Union, path: &str, act: impl Fn(NodeId) -> Result<T>) -> Result
     }
 }
 
-fn open(union: &Union, path: &str, flags: OFlags) -> Result<()> {
+pub(super) fn open(union: &Union, path: &str, flags: OFlags) -> Result<()> {
     let opened = on(union, path, |node| union.open(ROOT, node, flags))?;
     union.release(opened.fh);
     Ok(())
+}
+
+/// Writes a byte, or (`frees`) frees the space of one.
+fn write(union: &Union, path: &str, frees: bool) -> Result<()> {
+    let opened = on(union, path, |node| union.open(ROOT, node, OFlags::RDWR))?;
+    let written = if frees {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        union.fallocate(ROOT, opened.fh, hole, 2, 1)
+    } else {
+        union.write(opened.fh, 3, b"X", false).map(drop)
+    };
+    union.release(opened.fh);
+    written
+}
+
+fn resize(union: &Union, path: &str, size: u64) -> Result<()> {
+    let size = Some(size);
+    let change = SetAttr {
+        size,
+        ..SetAttr::default()
+    };
+    set(union, path, &change)
 }
 
 fn set(union: &Union, path: &str, change: &SetAttr) -> Result<()> {
@@ -119,28 +141,33 @@ pub(super) fn scenes() -> Vec<Scene> {
 }
 
 fn changes_of_files() -> Vec<Scene> {
-    let write = OFlags::RDWR;
+    let rdwr = OFlags::RDWR;
     vec![
         scene("open for writing", nothing, move |u| {
-            open(u, "d/sub/deep", write)
+            open(u, "d/sub/deep", rdwr)
         }),
         scene("synchronous open for writing", nothing, move |u| {
-            open(u, "d/sub/deep", write | OFlags::DSYNC)
+            open(u, "d/sub/deep", rdwr | OFlags::DSYNC)
         }),
         scene("truncating open", nothing, move |u| {
-            open(u, "d/sub/deep", write | OFlags::TRUNC)
+            open(u, "d/sub/deep", rdwr | OFlags::TRUNC)
         }),
         scene("truncating open of a hard link", nothing, move |u| {
-            open(u, "d/c", write | OFlags::TRUNC)
+            open(u, "d/c", rdwr | OFlags::TRUNC)
         }),
-        scene("truncate", nothing, |u| {
-            let size = Some(3);
-            let change = SetAttr {
-                size,
-                ..SetAttr::default()
-            };
-            set(u, "d/in", &change)
+        scene("truncate", nothing, |u| resize(u, "d/in", 3)),
+        scene("truncate to more", nothing, |u| resize(u, "d/in", 9_000)),
+        scene("write", nothing, |u| write(u, "d/sub/deep", false)),
+        scene("write what was open before", nothing, |u| {
+            write(u, "d/in", false)
         }),
+        scene("write a hard link", nothing, |u| write(u, "d/c", false)),
+        scene(
+            "write what was shorter",
+            |u| resize(u, "d/in", 2).unwrap(),
+            |u| write(u, "d/in", false),
+        ),
+        scene("free space", nothing, |u| write(u, "d/in", true)),
         scene("chmod", nothing, |u| chmod(u, "file", 0o600)),
         scene("chown", nothing, |u| {
             let uid = Some(5);

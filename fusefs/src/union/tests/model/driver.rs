@@ -46,18 +46,21 @@ struct Dirs {
     commits: usize,
     /// How often a union was opened.
     opened: usize,
+    /// Whether files are copied up in part.
+    in_part: bool,
 }
 
 impl Driver {
     /// A union of these layers, the topmost first, and an empty upper. They lie in a directory
     /// below `base`.
-    pub(super) fn new(base: &HostPath, layers: &[Layer]) -> Driver {
+    pub(super) fn new(base: &HostPath, layers: &[Layer], in_part: bool) -> Driver {
         let root = tempfile::tempdir_in(base).unwrap();
         let mut dirs = Dirs {
             layers: Vec::new(),
             root,
             commits: 0,
             opened: 0,
+            in_part,
         };
         for (number, layer) in layers.iter().enumerate() {
             let path = dirs.root.path().join(format!("layer{number}"));
@@ -153,7 +156,8 @@ impl Dirs {
             self.indexed_image()
         };
         let upper = Upper::open(&self.upper(), &self.work()).unwrap();
-        Union::new(image, Some(upper)).unwrap()
+        let union = Union::new(image, Some(upper)).unwrap();
+        union.partial_copy_up_from(self.in_part.then_some(1))
     }
 }
 

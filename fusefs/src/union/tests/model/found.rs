@@ -7,9 +7,15 @@ use crate::union::tests::script::{Path, Script};
 
 fn passes(layers: &[&[(Path, Entry)]], steps: &[Step]) {
     let layers = Script::new(layers, &[]).layers;
-    let steps = steps.to_vec();
-    if let Err(why) = check(&Play { layers, steps }) {
-        panic!("{why}");
+    for in_part in [false, true] {
+        let play = Play {
+            layers: layers.clone(),
+            in_part,
+            steps: steps.to_vec(),
+        };
+        if let Err(why) = check(&play) {
+            panic!("in part: {in_part}: {why}");
+        }
     }
 }
 

@@ -83,7 +83,7 @@ fn base() -> PathBuf {
 fn check(play: &Play) -> Verdict {
     let base = base();
     let mut run = Run {
-        driver: Driver::new(&base, &play.layers),
+        driver: Driver::new(&base, &play.layers, play.in_part),
         model: Model::new(&play.layers, driver::has_zero_range(&base)),
     };
     run.look()?;

@@ -13,6 +13,8 @@ use crate::union::tests::script::{self, Layer, Op, Script};
 pub(super) struct Play {
     /// The topmost first.
     pub(super) layers: Vec<Layer>,
+    /// Whether files are copied up in part, from one byte on; else none of the model's is.
+    pub(super) in_part: bool,
     /// In order.
     pub(super) steps: Vec<Step>,
 }
@@ -44,7 +46,11 @@ pub(super) enum Refusal {
 /// A play with up to this number of steps.
 pub(super) fn play(steps: RangeInclusive<usize>) -> impl Strategy<Value = Play> {
     let steps = vec(step(), steps);
-    (script::layers(), steps).prop_map(|(layers, steps)| Play { layers, steps })
+    (script::layers(), any::<bool>(), steps).prop_map(|(layers, in_part, steps)| Play {
+        layers,
+        in_part,
+        steps,
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -86,6 +92,7 @@ impl fmt::Debug for Play {
             layers: self.layers.clone(),
             ops: Vec::new(),
         };
+        writeln!(f, "in part: {}", self.in_part)?;
         write!(f, "layers of {script:?}")?;
         for step in &self.steps {
             writeln!(f, "    {step:?},")?;
