@@ -40,9 +40,13 @@ pub(super) fn check(
         report(none, Problem::UpperInWork);
         return Ok(());
     }
-    if let Some((_, entries)) = list(work, "work")? {
+    if let Some((inside, entries)) = list(work, "work")? {
         for entry in entries {
-            report(&Path::new("work").join(entry.name), Problem::Leftover);
+            // One of which others are links is kept, by overlayfs too.
+            let place = Place::at(&inside, &entry.name);
+            if entry.kind != FileKind::CharDevice || !is_whiteout(&place)? {
+                report(&Path::new("work").join(entry.name), Problem::Leftover);
+            }
         }
     }
     if let Some((index, entries)) = list(work, "index")? {

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use parking_lot::RwLockWriteGuard;
 use rustix::fs::{AtFlags, Stat, statat};
 use rustix::io::Errno;
 
@@ -19,9 +20,8 @@ use crate::types::{FileKind, NodeId};
 impl Union {
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        let parent = self.removable(parent, name)?;
-        let _names = self.names.write();
-        let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
+        let parent = self.dir_to_remove_from(parent, name)?;
+        let (_names, found) = self.found_to_remove(&parent, name)?;
         if found.attr.kind == FileKind::Directory {
             return Err(Error::IsDirectory);
         }
@@ -37,7 +37,7 @@ impl Union {
         if !node.is_dir() {
             return Err(Error::NotDirectory);
         }
-        let parent = self.removable(parent, name)?;
+        let parent = self.dir_to_remove_from(parent, name)?;
         let _names = self.names.write();
         if !self.merged_entries(&node)?.is_empty() {
             return Err(Error::NotEmpty);
@@ -63,9 +63,9 @@ impl Union {
     ) -> Result<()> {
         let dir = self.upper_dir(parent)?;
         let leaving = self.prepare_leave(parent, &dir, name, found)?;
-        let old = stat_if_any(&dir, name)?;
         if self.image_entry(parent, name)?.is_some() {
-            self.writable()?.whiteout(&dir, name, old.as_ref())?;
+            let old = found.upper.then_some(found.attr.kind);
+            self.writable()?.whiteout(&dir, name, old)?;
         } else {
             remove(&dir)?;
         }
@@ -76,22 +76,37 @@ impl Union {
         Ok(())
     }
 
-    /// The directory of a name that is to be removed, in the upper. A file with hard links in the
-    /// image is there too: see [`Self::copy_up_if_linked`].
-    fn removable(&self, parent: NodeId, name: &OsStr) -> Result<Arc<Node>> {
+    /// The directory of a name that is to be removed, in the upper.
+    fn dir_to_remove_from(&self, parent: NodeId, name: &OsStr) -> Result<Arc<Node>> {
         check_name(name)?;
         let parent = self.dir_node(parent)?;
         self.writable()?;
-        let linked = {
-            let _names = self.names.read();
-            let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
-            is_linked_in_image(&found)
-        };
-        self.copy_up_dir(&parent)?;
-        if linked {
-            self.copy_up_linked(&parent, name)?;
+        if !parent.in_upper() {
+            // Not for a name that isn't there.
+            let names = self.names.read();
+            self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
+            drop(names);
+            self.copy_up_dir(&parent)?;
         }
         Ok(parent)
+    }
+
+    /// What is to be removed, and the `names` lock. A file with hard links in the image is in the
+    /// upper: see [`Self::copy_up_if_linked`].
+    fn found_to_remove(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+    ) -> Result<(RwLockWriteGuard<'_, ()>, Found)> {
+        loop {
+            let names = self.names.write();
+            let found = self.resolve(parent, name)?.ok_or(Error::NotFound)?;
+            if !is_linked_in_image(&found) {
+                return Ok((names, found));
+            }
+            drop(names);
+            self.copy_up_linked(parent, name)?;
+        }
     }
 
     /// A name of an image file with several goes: the others must count one less, and only a copy
@@ -152,7 +167,7 @@ impl Union {
             return Ok(leaving);
         }
         if let Some(node) = &leaving.node
-            && stat_if_any(dir, name)?.is_some()
+            && found.upper
         {
             let last = {
                 let state = node.state.lock();

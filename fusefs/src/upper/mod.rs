@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! upperdir/            the entries, whiteouts and marks (crate::marks)
-//! workdir/work/        things under construction; cleared at every start
+//! workdir/work/        things under construction, and a whiteout of which the others are links;
+//!                      cleared at every start
 //! workdir/index/       one link for each copied-up file that has hard links in the image, named
 //!                      by the image file's handle in hexadecimal
 //! workdir/partial      there if files of the upper may be partial (crate::marks)
@@ -20,8 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
-use rustix::fs::{Mode, OFlags, RenameFlags, Stat, XattrFlags, fstat, openat, statat};
+use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
 #[cfg(fuzzing)]
@@ -34,11 +36,11 @@ pub(crate) use stage::Stage;
 use crate::error::{Error, Result};
 use crate::marks;
 use crate::sys::beneath::open_root;
-use crate::sys::change::{create, mkdirat, mknodat, renameat, renameat_with, unlinkat};
+use crate::sys::change::{create, linkat, mkdirat, mknodat, renameat, renameat_with, unlinkat};
 use crate::sys::dir;
 use crate::sys::extents::holes_are_exact;
 use crate::sys::place::Place;
-use crate::types::{Ino, SetTime};
+use crate::types::{FileKind, Ino, SetTime};
 
 /// What one container wrote.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub struct Upper {
     outer: OwnedFd,
     /// Work files get a number each; the names mean nothing after a restart.
     next_work: AtomicU64,
+    /// Whether [`WHITEOUT`] is there.
+    has_whiteout: Mutex<bool>,
     device: u64,
     /// Whether the holes of a file tell what nobody wrote to.
     exact_holes: bool,
@@ -56,6 +60,9 @@ pub struct Upper {
     /// Whether [`PARTIAL`] is known to be there.
     is_partial_noted: AtomicBool,
 }
+
+/// The name in `work/` of the whiteout of which the others are links.
+pub(crate) const WHITEOUT: &str = "whiteout";
 
 /// The name of the note in the work directory that there may be partial files.
 const PARTIAL: &str = "partial";
@@ -98,6 +105,7 @@ impl Upper {
             work: Arc::new(inner),
             outer,
             next_work: AtomicU64::new(0),
+            has_whiteout: Mutex::new(false),
             device: stat.st_dev,
             exact_holes,
             links: LinkIndex::open(index)?,
@@ -171,19 +179,19 @@ impl Upper {
         Stage::like(self, parent)
     }
 
-    /// Puts a whiteout at `name`, replacing what is there, in one step.
+    /// Puts a whiteout at `name`, replacing what is there (`old`), in one step.
     pub(crate) fn whiteout(
         &self,
         dir: &Arc<OwnedFd>,
         name: &OsStr,
-        old: Option<&Stat>,
+        old: Option<FileKind>,
     ) -> Result<(), Errno> {
         let Some(old) = old else {
-            return make_whiteout(dir, name);
+            return self.link_whiteout(dir, name);
         };
         let (work, temp) = self.work_name();
-        make_whiteout(work, &temp)?;
-        let result = if FileType::from_raw_mode(old.st_mode) == FileType::Directory {
+        self.link_whiteout(work, &temp)?;
+        let result = if old == FileKind::Directory {
             renameat_with(work, &temp, dir, name, RenameFlags::EXCHANGE)
         } else {
             renameat(work, &temp, dir, name)
@@ -191,6 +199,27 @@ impl Upper {
         // What was replaced, or the whiteout that was not put there.
         self.discard(&temp);
         result
+    }
+
+    /// Puts a whiteout at a free name: a link to one that is kept in the work directory, since a new
+    /// inode costs several times as much (overlayfs does so too: `ovl_whiteout`, fs/overlayfs/dir.c).
+    fn link_whiteout(&self, dir: &Arc<OwnedFd>, name: &OsStr) -> Result<(), Errno> {
+        let mut is_kept = self.has_whiteout.lock();
+        if !*is_kept {
+            make_whiteout(&self.work, WHITEOUT.as_ref())?;
+            *is_kept = true;
+        }
+        match linkat(&self.work, WHITEOUT, dir, name, AtFlags::empty()) {
+            // As many links as an inode takes; the next one is another's.
+            Err(Errno::MLINK) => {
+                unlinkat(&self.work, WHITEOUT, AtFlags::empty())?;
+                *is_kept = false;
+                make_whiteout(dir, name)
+            }
+            // No links here (another project's quota, another subvolume).
+            Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP) => make_whiteout(dir, name),
+            linked => linked,
+        }
     }
 
     /// Gives a file the name that a whiteout holds, in one step.
@@ -334,5 +363,44 @@ fn failed(action: &'static str, path: &Path, errno: Errno) -> Error {
         action,
         path: PathBuf::from(path),
         source: errno.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn whiteouts_are_links_of_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for part in ["upper", "work"] {
+            fs::create_dir(dir.path().join(part)).unwrap();
+        }
+        let place = dir.path().join("upper");
+        let open = || Upper::open(&place, &dir.path().join("work")).unwrap();
+        let upper = open();
+        fs::write(place.join("file"), "").unwrap();
+        fs::create_dir_all(place.join("dir/in")).unwrap();
+        for (name, old) in [
+            ("a", None),
+            ("file", Some(FileKind::Regular)),
+            ("dir", Some(FileKind::Directory)),
+        ] {
+            upper.whiteout(upper.root(), OsStr::new(name), old).unwrap();
+        }
+        let kept = dir.path().join("work/work").join(WHITEOUT);
+        assert_eq!(fs::metadata(&kept).unwrap().nlink(), 4);
+        drop(upper);
+        // Another union does not link to it: it is cleared, and made anew.
+        let upper = open();
+        upper.whiteout(upper.root(), OsStr::new("b"), None).unwrap();
+        assert_eq!(fs::metadata(&kept).unwrap().nlink(), 2);
+        for name in ["a", "b", "file", "dir"] {
+            let stat = statat(upper.root(), name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            assert!(marks::is_whiteout(&stat), "{name}");
+        }
     }
 }

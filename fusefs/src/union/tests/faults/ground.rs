@@ -2,7 +2,7 @@
 //! with a past.
 
 use super::*;
-use crate::upper::make_whiteout;
+use crate::upper::{WHITEOUT, make_whiteout};
 
 /// What happened before the scene.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,10 +41,11 @@ impl std::fmt::Debug for Ground {
 pub(super) struct UpperPlace(tempfile::TempDir);
 
 impl UpperPlace {
-    /// How many things the work directory holds.
+    /// How many things the work directory holds that should have gone.
     pub(super) fn in_work(&self) -> usize {
-        fs::read_dir(self.0.path().join("work/work"))
-            .unwrap()
+        let entries = fs::read_dir(self.0.path().join("work/work")).unwrap();
+        entries
+            .filter(|entry| entry.as_ref().unwrap().file_name() != WHITEOUT)
             .count()
     }
 }
