@@ -5,6 +5,7 @@
 //! DIR/debian.json                             what the Debian packages hold, kept too
 //! DIR/index/lamina/                           indexes of the layers, made anew by each race
 //! DIR/round/{upper,work,mnt,…}                what one run needs, deleted after it
+//! DIR/containerd/                             containerd and its snapshotters, as long as they run
 //! DIR/servers.log                             what the servers of the mounts say
 //! ```
 //!
@@ -21,13 +22,17 @@ use rustix::fs::CWD;
 
 use crate::image::{Image, Scale, Source, layers, repository};
 
-/// So many MiB are needed at scale 1: four stacks of the userland, the large file, an upper.
+/// So many MiB are needed at scale 1: four stacks of the userland, the large file, an upper, and the
+/// image in the store of a containerd and in two snapshotters.
 fn room(source: Source) -> u32 {
     match source {
-        Source::Made => 16 << 10,
-        Source::Debian => 32 << 10,
+        Source::Made => 24 << 10,
+        Source::Debian => 48 << 10,
     }
 }
+
+/// Containers that are kept at once, at scale 1.
+const CROWD: u32 = 1000;
 
 /// Of what a mount is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +49,7 @@ pub struct Ground {
     dir: PathBuf,
     scale: Scale,
     source: Source,
+    crowd: usize,
     userland: Image,
     data: Image,
     /// Locked as long as we use the directory.
@@ -64,6 +70,7 @@ impl Ground {
             _lock: lock,
             scale,
             source,
+            crowd: scale.count(CROWD),
             data: Image::data(scale),
         };
         ground.clear()?;
@@ -93,6 +100,16 @@ impl Ground {
     /// Where the userland comes from.
     pub fn source(&self) -> Source {
         self.source
+    }
+
+    /// How many containers are kept at once.
+    pub fn crowd(&self) -> usize {
+        self.crowd
+    }
+
+    /// Keeps so many containers at once, whatever the scale.
+    pub fn set_crowd(&mut self, crowd: usize) {
+        self.crowd = crowd.max(1);
     }
 
     /// Where it lies.
@@ -161,7 +178,19 @@ impl Ground {
     /// Deletes everything but the layers.
     pub fn clear(&self) -> Result<()> {
         self.clear_round()?;
-        remove_tree(&self.dir.join("index"))
+        remove_tree(&self.dir.join("index"))?;
+        remove_tree(&self.stage())
+    }
+
+    /// A fresh directory for a containerd.
+    pub fn fresh_stage(&self) -> Result<PathBuf> {
+        self.clear()?;
+        fs::create_dir(self.stage())?;
+        Ok(self.stage())
+    }
+
+    fn stage(&self) -> PathBuf {
+        self.dir.join("containerd")
     }
 
     fn clear_round(&self) -> Result<()> {

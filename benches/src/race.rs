@@ -1,9 +1,10 @@
 //! The race: each work by each system, in turn, round by round, so that whatever else the machine
 //! does meets all of them alike.
 //!
-//! A run is: fresh upper, mount, the caches as the work wants them, the timed work, and its result
+//! A run of a work in a mount is: fresh upper, mount, the caches as the work wants them, the timed work, and its result
 //! compared with what the image says it has to be. A work that changed something is looked at again
-//! after a remount. A system whose result is wrong gets no time, and the race fails in the end.
+//! after a remount. A work by containerd verifies itself. A system whose result is wrong gets no
+//! time, and the race fails in the end.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -12,10 +13,12 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::containers::ContainerWork;
+use crate::containers::stage::Stage;
 use crate::ground::{Ground, Layers, drop_caches};
 use crate::host::Host;
 use crate::interrupt::Interrupt;
-use crate::stats::Samples;
+use crate::stats::{Samples, Unit};
 use crate::systems::{Mounted, System};
 use crate::works::{Cache, Input, Outcome, Place, Target, Work};
 
@@ -24,8 +27,10 @@ use crate::works::{Cache, Input, Outcome, Place, Target, Work};
 pub struct Race<'a> {
     /// Where it happens.
     pub ground: &'a Ground,
-    /// The rows.
+    /// The rows: works in a mount.
     pub works: &'a [Work],
+    /// More rows: works by containerd.
+    pub container_works: &'a [ContainerWork],
     /// The columns.
     pub systems: &'a [Box<dyn System>],
     /// How often each does each.
@@ -67,28 +72,32 @@ pub struct Row {
     /// What Lamina has to reach.
     #[serde(skip)]
     pub target: Target,
-    /// Seconds of each system, in the order of [`Results::systems`].
-    pub seconds: Vec<Samples>,
+    /// What is measured.
+    pub unit: Unit,
+    /// What each system has reached, in the order of [`Results::systems`].
+    pub samples: Vec<Samples>,
 }
 
 impl Race<'_> {
     /// Runs it. An error is something that makes going on senseless.
     pub fn run(&self) -> Result<Results> {
         let mut results = self.nothing_yet()?;
-        let steps = self.works.len() * self.rounds * self.systems.len();
-        let bar = progress(steps)?;
-        for work in self.works {
-            let row = self.work(work, &bar, &mut results.failures)?;
-            (self.told)(&results.line(&row));
-            results.rows.push(row);
-            if self.interrupt.asked() {
-                results.interrupted = true;
-                break;
-            }
+        let bar = progress(self.steps())?;
+        self.in_mounts(&bar, &mut results)?;
+        if !self.container_works.is_empty() && !self.interrupt.asked() {
+            self.by_containerd(&bar, &mut results)?;
         }
+        results.interrupted = self.interrupt.asked();
         bar.finish_and_clear();
         self.ground.clear()?;
         Ok(results)
+    }
+
+    /// How many times something is done.
+    fn steps(&self) -> usize {
+        let by_containerd = self.container_works.iter();
+        let by_containerd: usize = by_containerd.map(|work| work.rounds.min(self.rounds)).sum();
+        (self.works.len() * self.rounds + by_containerd) * self.systems.len()
     }
 
     fn nothing_yet(&self) -> Result<Results> {
@@ -106,53 +115,98 @@ impl Race<'_> {
         })
     }
 
-    fn work(&self, work: &Work, bar: &ProgressBar, failures: &mut Vec<String>) -> Result<Row> {
-        let count = self.systems.len();
-        let mut row = Row {
-            work: work.name,
-            title: work.title,
-            target: work.target,
-            seconds: vec![Samples::default(); count],
-        };
-        let mut failed = vec![false; count];
-        bar.set_message(format!("layers of {}", work.name));
-        let layers = self.ground.layers(work.layers)?;
-        for system in self.systems {
-            let prepared = system.prepare(&layers, &self.ground.round()?);
-            prepared.with_context(|| format!("{} cannot use the layers", system.name()))?;
+    fn in_mounts(&self, bar: &ProgressBar, results: &mut Results) -> Result<()> {
+        for work in self.works {
+            if self.interrupt.asked() {
+                break;
+            }
+            bar.set_message(format!("layers of {}", work.name));
+            let layers = self.ground.layers(work.layers)?;
+            for system in self.systems {
+                let prepared = system.prepare(&layers, &self.ground.round()?);
+                prepared.with_context(|| format!("{} cannot use the layers", system.name()))?;
+            }
+            warm_layers(self.ground, work.layers)?;
+            let row = Row {
+                work: work.name,
+                title: work.title,
+                target: work.target,
+                unit: Unit::Seconds,
+                samples: Vec::new(),
+            };
+            let once = |system: &dyn System| self.run_once(work, system).map(Some);
+            self.row(row, self.rounds, bar, results, once);
         }
-        warm_layers(self.ground, work.layers)?;
-        for round in 0..self.rounds {
-            for turn in 0..count {
-                if self.interrupt.asked() {
-                    return Ok(row);
-                }
-                // Nobody is always the first.
-                let number = (round + turn) % count;
-                let system = &*self.systems[number];
-                bar.set_message(format!(
-                    "{}, {}, round {}",
-                    work.name,
-                    system.name(),
-                    round + 1
-                ));
-                if !failed[number] {
-                    match self.run_once(work, system) {
-                        Ok(seconds) => row.seconds[number].add(seconds),
-                        Err(error) => {
-                            failed[number] = true;
-                            row.seconds[number] = Samples::default();
-                            let failure = format!("{}, {}: {error:#}", work.name, system.name());
-                            bar.println(format!("FAILED: {failure}"));
-                            (self.told)(&format!("FAILED: {failure}"));
-                            failures.push(failure);
-                        }
+        Ok(())
+    }
+
+    fn by_containerd(&self, bar: &ProgressBar, results: &mut Results) -> Result<()> {
+        bar.set_message("containerd imports the image");
+        let snapshotters = self.systems.iter();
+        let snapshotters = snapshotters.filter_map(|system| system.snapshotter());
+        let snapshotters: Vec<_> = snapshotters.collect();
+        let mut stage = Stage::start(self.ground, &snapshotters, &self.interrupt)?;
+        for work in self.container_works {
+            if self.interrupt.asked() {
+                break;
+            }
+            let row = Row {
+                work: work.name,
+                title: work.title,
+                target: work.target,
+                unit: work.unit,
+                samples: Vec::new(),
+            };
+            let once = |system: &dyn System| match system.snapshotter() {
+                Some(snapshotter) => (work.run)(&mut stage, &snapshotter),
+                None => Ok(None),
+            };
+            self.row(row, self.rounds.min(work.rounds), bar, results, once);
+        }
+        Ok(())
+    }
+
+    /// Fills a row. `once` does the work by one system once, and gives what it measured, if it can be
+    /// measured there.
+    fn row(
+        &self,
+        mut row: Row,
+        rounds: usize,
+        bar: &ProgressBar,
+        results: &mut Results,
+        mut once: impl FnMut(&dyn System) -> Result<Option<f64>>,
+    ) {
+        let count = self.systems.len();
+        row.samples = vec![Samples::default(); count];
+        let mut failed = vec![false; count];
+        // Nobody is always the first.
+        let turns = (0..rounds).flat_map(|round| (0..count).map(move |turn| (round, turn)));
+        for (round, turn) in turns {
+            if self.interrupt.asked() {
+                break;
+            }
+            let number = (round + turn) % count;
+            let system = &*self.systems[number];
+            let (work, name) = (row.work, system.name());
+            bar.set_message(format!("{work}, {name}, round {}", round + 1));
+            if !failed[number] {
+                match once(system) {
+                    Ok(Some(sample)) => row.samples[number].add(sample),
+                    Ok(None) => {}
+                    Err(error) => {
+                        failed[number] = true;
+                        row.samples[number] = Samples::default();
+                        let failure = format!("{work}, {name}: {error:#}");
+                        bar.println(format!("FAILED: {failure}"));
+                        (self.told)(&format!("FAILED: {failure}"));
+                        results.failures.push(failure);
                     }
                 }
-                bar.inc(1);
             }
+            bar.inc(1);
         }
-        Ok(row)
+        (self.told)(&results.line(&row));
+        results.rows.push(row);
     }
 
     /// One work by one system once: the seconds that it took, if its result is right.
@@ -237,20 +291,21 @@ impl Results {
     /// The medians of a row, in the order of the systems.
     pub fn medians(&self, work: &str) -> Option<Vec<Option<f64>>> {
         let row = self.rows.iter().find(|row| row.work == work)?;
-        Some(row.seconds.iter().map(Samples::median).collect())
+        Some(row.samples.iter().map(Samples::median).collect())
     }
 
     /// The ratio that a row's target is about, for one system.
     pub fn ratio(&self, row: &Row, system: usize) -> Option<f64> {
-        let own = row.seconds.get(system)?.median()?;
+        let own = row.samples.get(system)?.median()?;
         let base = match row.target {
             Target::Itself(work, _) => self.medians(work)?.get(system).copied()?,
+            Target::Absolute(_) => None,
             Target::Overlayfs(_) | Target::None => {
                 let overlayfs = self
                     .systems
                     .iter()
                     .position(|(name, _)| name == "overlayfs")?;
-                row.seconds.get(overlayfs)?.median()
+                row.samples.get(overlayfs)?.median()
             }
         };
         Some(own / base?)
@@ -259,9 +314,10 @@ impl Results {
     /// A row's medians in one line.
     fn line(&self, row: &Row) -> String {
         let mut line = row.work.to_owned();
-        for ((name, _), samples) in self.systems.iter().zip(&row.seconds) {
-            let median = samples.median().unwrap_or(f64::NAN);
-            let _ = write!(line, "  {name} {median:.4} s");
+        for ((name, _), samples) in self.systems.iter().zip(&row.samples) {
+            if let Some(median) = samples.median() {
+                let _ = write!(line, "  {name} {}", row.unit.shown(median));
+            }
         }
         line
     }
@@ -283,7 +339,9 @@ impl Target {
     /// The number, if there is one.
     pub fn limit(self) -> Option<f64> {
         match self {
-            Target::Overlayfs(limit) | Target::Itself(_, limit) => Some(limit),
+            Target::Overlayfs(limit) | Target::Itself(_, limit) | Target::Absolute(limit) => {
+                Some(limit)
+            }
             Target::None => None,
         }
     }

@@ -2,15 +2,38 @@
 
 use serde::Serialize;
 
-/// Seconds of all rounds, in the order in which they were measured.
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// Time.
+    Seconds,
+    /// Memory.
+    Kibibytes,
+}
+
+impl Unit {
+    /// A measurement, as it is easy to read.
+    pub fn shown(self, value: f64) -> String {
+        match self {
+            Unit::Kibibytes => format!("{value:.0} KiB"),
+            Unit::Seconds if value >= 10.0 => format!("{value:.1} s"),
+            Unit::Seconds if value >= 1.0 => format!("{value:.2} s"),
+            Unit::Seconds if value >= 0.01 => format!("{:.0} ms", value * 1e3),
+            Unit::Seconds => format!("{:.2} ms", value * 1e3),
+        }
+    }
+}
+
+/// What was measured in all rounds, in the order in which they were measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Samples(Vec<f64>);
 
 impl Samples {
-    /// Adds the time of one round.
-    pub fn add(&mut self, seconds: f64) {
-        self.0.push(seconds);
+    /// Adds what one round has measured.
+    pub fn add(&mut self, sample: f64) {
+        self.0.push(sample);
     }
 
     /// How many rounds there are.
@@ -23,7 +46,7 @@ impl Samples {
         self.0.is_empty()
     }
 
-    /// The time in the middle; the mean of the two middle ones if their number is even.
+    /// The one in the middle; the mean of the two middle ones if their number is even.
     pub fn median(&self) -> Option<f64> {
         let sorted = self.sorted();
         let middle = sorted.len() / 2;
@@ -34,12 +57,12 @@ impl Samples {
         }
     }
 
-    /// The shortest time.
+    /// The least.
     pub fn min(&self) -> Option<f64> {
         self.sorted().first().copied()
     }
 
-    /// The longest time.
+    /// The most.
     pub fn max(&self) -> Option<f64> {
         self.sorted().last().copied()
     }

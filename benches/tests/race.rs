@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
+use lamina_benches::containers;
 use lamina_benches::ground::{Ground, Layers, Round};
 use lamina_benches::image::{Scale, Source};
 use lamina_benches::interrupt::Interrupt;
-use lamina_benches::race::{Race, Results};
+use lamina_benches::race::{Race, Results, Row};
 use lamina_benches::stats::Samples;
-use lamina_benches::systems::{Lamina, Mounted, Overlayfs, System};
+use lamina_benches::systems::{Lamina, LaminaWithKernelUpper, Mounted, Overlayfs, System};
 use lamina_benches::works;
 
 /// Room on the file system of the target directory: overlayfs takes no upper on overlayfs.
@@ -46,6 +47,7 @@ fn race(ground: &Ground, systems: &[Box<dyn System>], only: &[&str]) -> Results 
     let race = Race {
         ground,
         works: &works,
+        container_works: &[],
         systems,
         rounds: 1,
         interrupt: Interrupt::default(),
@@ -71,7 +73,7 @@ fn every_work_comes_out_right_on_overlayfs_and_lamina() {
     assert_eq!(results.failures, Vec::<String>::new());
     assert_eq!(results.rows.len(), works::all().len());
     for row in &results.rows {
-        let lengths: Vec<_> = row.seconds.iter().map(Samples::len).collect();
+        let lengths: Vec<_> = row.samples.iter().map(Samples::len).collect();
         assert_eq!(lengths, [1, 1], "{}", row.work);
     }
 }
@@ -129,7 +131,7 @@ fn complaint(work: &str, spoil: fn(&Path) -> std::io::Result<()>) -> String {
     let systems: [Box<dyn System>; 1] = [Box::new(Spoiled(spoil))];
     let results = race(&ground, &systems, &[work]);
     assert!(
-        results.rows[0].seconds[0].is_empty(),
+        results.rows[0].samples[0].is_empty(),
         "a wrong result has a time"
     );
     results.complaint().expect("a wrong result was not noticed")
@@ -167,27 +169,89 @@ fn a_change_that_a_remount_loses_is_noticed() {
     );
 }
 
+/// The two columns that have no daemon, or unpack what another column has unpacked, stay empty.
+#[test]
+fn works_by_containerd_come_out_right_and_leave_nothing() {
+    let (dir, ground) = ground();
+    let lamina = Lamina::new("lamina", &lamina(), "");
+    let systems: [Box<dyn System>; 3] = [
+        Box::new(Overlayfs),
+        Box::new(lamina.clone()),
+        Box::new(LaminaWithKernelUpper::new(lamina)),
+    ];
+    let race = Race {
+        ground: &ground,
+        works: &[],
+        container_works: &containers::all(),
+        systems: &systems,
+        rounds: 2,
+        interrupt: Interrupt::default(),
+        told: |line| println!("{line}"),
+    };
+    let results = race.run().expect("the race ends");
+    assert_eq!(results.failures, Vec::<String>::new());
+    let lengths = |row: &Row| row.samples.iter().map(Samples::len).collect::<Vec<_>>();
+    let lengths: Vec<_> = results
+        .rows
+        .iter()
+        .map(|row| (row.work, lengths(row)))
+        .collect();
+    let expected = [
+        ("unpack", vec![2, 2, 0]),
+        ("container", vec![2, 2, 2]),
+        ("memory", vec![0, 1, 1]),
+    ];
+    assert_eq!(lengths, expected);
+    assert!(!dir.path().join("containerd").exists());
+}
+
+#[test]
+fn ctrl_c_ends_containerd_and_its_snapshotters() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("room");
+    let stage = dir.path().join("containerd");
+    let code = interrupted(
+        dir.path(),
+        &["container"],
+        &["overlayfs"],
+        &stage.join("c.sock"),
+    );
+    assert_eq!(code, Some(130));
+    assert!(!stage.exists());
+    let socket = stage.join("c.sock").into_os_string();
+    for process in fs::read_dir("/proc").expect("list").flatten() {
+        let said = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let mut words = said.split(|byte| *byte == 0);
+        let ours = words.any(|word| word == socket.as_encoded_bytes());
+        assert!(!ours, "{} was left", String::from_utf8_lossy(&said));
+    }
+}
+
 #[test]
 fn ctrl_c_ends_the_race_and_leaves_no_upper() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("room");
+    let round = dir.path().join("round");
+    let code = interrupted(dir.path(), &["append"], &["overlayfs"], &round);
+    assert_eq!(code, Some(130));
+    assert!(!round.exists());
+    let report = fs::read_to_string(dir.path().join("report/race.md")).expect("report");
+    assert!(report.contains("was stopped before its end"), "{report}");
+}
+
+/// Races in `dir` without end, sends SIGINT when `sign` is there, and gives the exit code.
+fn interrupted(dir: &Path, works: &[&str], systems: &[&str], sign: &Path) -> Option<i32> {
     let mut race = Command::new(env!("CARGO_BIN_EXE_lamina-benches"))
         .args(["race", "--scale", "0.002", "--rounds", "100000"])
-        .args(["--only", "append", "--systems", "overlayfs", "--dir"])
-        .arg(dir.path())
+        .args(["--only", &works.join(","), "--systems", &systems.join(",")])
+        .arg("--dir")
+        .arg(dir)
         .spawn()
         .expect("spawn");
-    let round = dir.path().join("round");
-    while !round.exists() {
-        assert!(
-            race.try_wait().expect("wait").is_none(),
-            "it ended by itself"
-        );
+    while !sign.exists() {
+        let ended = race.try_wait().expect("wait");
+        assert!(ended.is_none(), "it ended by itself");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     let pid = rustix::process::Pid::from_child(&race);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signal");
-    assert_eq!(race.wait().expect("wait").code(), Some(130));
-    assert!(!round.exists());
-    let report = fs::read_to_string(dir.path().join("report/race.md")).expect("report");
-    assert!(report.contains("was stopped before its end"), "{report}");
+    race.wait().expect("wait").code()
 }

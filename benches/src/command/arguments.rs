@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::containers::{self, ContainerWork};
 use crate::image::{Scale, Source};
 use crate::systems::{FuseOverlayfs, Lamina, LaminaWithKernelUpper, Overlayfs, System};
 use crate::works::{self, Work};
@@ -41,6 +42,9 @@ pub struct RaceArguments {
     /// Five minutes: scale 0.1, 3 rounds
     #[arg(long)]
     short: bool,
+    /// How many containers are kept at once to know their memory [default: 1,000 times the scale]
+    #[arg(long, value_name = "CONTAINERS")]
+    density: Option<usize>,
     /// Only these works, by name or by the beginning of a name
     #[arg(long, value_name = "WORK", value_delimiter = ',')]
     only: Vec<String>,
@@ -60,11 +64,15 @@ pub struct RaceArguments {
     /// fuse-overlayfs 2 [default: target/tools/bin/fuse-overlayfs]
     #[arg(long, value_name = "PROGRAM")]
     fuse_overlayfs_2: Option<PathBuf>,
+    /// Works by containerd only where it is installed.
+    #[arg(skip)]
+    containerd_is_optional: bool,
 }
 
 impl RaceArguments {
     /// A short race of the running program, which is `lamina`, with overlayfs, and with
-    /// fuse-overlayfs if it is installed.
+    /// fuse-overlayfs if it is installed. Works by containerd that nobody named are left out where
+    /// containerd is not installed.
     pub fn short(dir: &Path, rounds: usize, only: &[String]) -> Result<RaceArguments> {
         let fuse_overlayfs = PathBuf::from(FUSE_OVERLAYFS);
         let mut systems = vec!["overlayfs", "lamina"];
@@ -78,12 +86,14 @@ impl RaceArguments {
             scale: None,
             rounds: Some(rounds),
             short: true,
+            density: None,
             only: only.to_vec(),
             systems: systems.into_iter().map(str::to_owned).collect(),
             lamina: vec![std::env::current_exe()?.display().to_string()],
             lamina_options: String::new(),
             fuse_overlayfs_1: fuse_overlayfs,
             fuse_overlayfs_2: None,
+            containerd_is_optional: only.is_empty(),
         })
     }
 
@@ -120,27 +130,49 @@ impl RaceArguments {
         rounds.max(1)
     }
 
-    /// The works that `--only` names: by their whole name, or all whose names begin so.
+    pub(super) fn density(&self) -> Option<usize> {
+        self.density
+    }
+
+    /// The works in a mount that `--only` names.
     pub(super) fn works(&self) -> Result<Vec<Work>> {
-        let works = works::all();
+        let names = self.names()?;
+        let works = works::all().into_iter();
+        Ok(works.filter(|work| names.contains(&work.name)).collect())
+    }
+
+    /// The works by containerd that `--only` names.
+    pub(super) fn container_works(&self) -> Result<Vec<ContainerWork>> {
+        let names = self.names()?;
+        let missing = containers::missing();
+        if self.containerd_is_optional && !missing.is_empty() {
+            let missing = missing.join(" ");
+            eprintln!("Left out, for want of these packages: works by containerd ({missing})");
+            return Ok(Vec::new());
+        }
+        let works = containers::all().into_iter();
+        Ok(works.filter(|work| names.contains(&work.name)).collect())
+    }
+
+    /// The works that `--only` names: by their whole name, or all whose names begin so.
+    fn names(&self) -> Result<Vec<&'static str>> {
+        let all = names();
         if self.only.is_empty() {
-            return Ok(works);
+            return Ok(all);
         }
         let mut chosen = Vec::new();
         for name in &self.only {
-            let exact = works.iter().any(|work| work.name == name);
-            let is_meant = |work: &&Work| {
-                work.name == name || (!exact && work.name.starts_with(name.as_str()))
-            };
+            let exact = all.contains(&name.as_str());
+            let is_meant =
+                |work: &&str| *work == name || (!exact && work.starts_with(name.as_str()));
             let before = chosen.len();
-            chosen.extend(works.iter().filter(is_meant).map(|work| work.name));
+            chosen.extend(all.iter().copied().filter(is_meant));
             ensure!(
                 chosen.len() > before,
                 "--only {name}: no such work; `lamina-benches list` names all"
             );
         }
-        let chosen = works.into_iter().filter(|work| chosen.contains(&work.name));
-        Ok(chosen.collect())
+        Ok(chosen)
     }
 
     /// The systems that `--systems` names.
@@ -199,6 +231,13 @@ impl RaceArguments {
     }
 }
 
+/// The names of all works.
+fn names() -> Vec<&'static str> {
+    let works = works::all().into_iter().map(|work| work.name);
+    let by_containerd = containers::all().into_iter().map(|work| work.name);
+    works.chain(by_containerd).collect()
+}
+
 /// The target directory: this program is in its `release/`.
 fn target() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
@@ -223,6 +262,7 @@ mod tests {
             only(&["open", "tar"]).unwrap(),
             ["tar-warm", "open-cold", "open-warm"]
         );
+        assert_eq!(only(&["unpack"]).unwrap(), [""; 0]);
         assert_eq!(only(&[]).unwrap().len(), works::all().len());
         let error = only(&["tar", "swim"]).unwrap_err().to_string();
         assert!(error.contains("--only swim: no such work"), "{error}");

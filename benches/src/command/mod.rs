@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use arguments::RaceArguments;
 
+use crate::containers;
 use crate::ground::Ground;
 use crate::interrupt::Interrupt;
 use crate::race::Race;
@@ -21,6 +22,9 @@ const PRIVATE: &str = "LAMINA_BENCHES_PRIVATE";
 /// Prints the names of works and systems, for `--only` and `--systems`.
 pub fn list() {
     for work in works::all() {
+        println!("{:16} {}", work.name, work.title);
+    }
+    for work in containers::all() {
         println!("{:16} {}", work.name, work.title);
     }
     println!("\nsystems: {}", arguments::SYSTEMS.join(", "));
@@ -45,14 +49,30 @@ pub fn race(arguments: &RaceArguments) -> Result<ExitCode> {
     Err(error).context("cannot run unshare: install the package util-linux")
 }
 
+/// Puts an empty directory over what the host's containerd and its shims have in /run. Their sockets
+/// lie there whatever the configuration says.
+fn hide_containerd() -> Result<()> {
+    let run = "/run/containerd";
+    std::fs::create_dir_all(run)?;
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", run, "tmpfs", flags, None)
+        .with_context(|| format!("cannot mount anything on {run}"))
+}
+
 fn race_here(arguments: &RaceArguments) -> Result<ExitCode> {
+    hide_containerd()?;
     let interrupt = Interrupt::catch()?;
     let systems = arguments.systems()?;
     let works = arguments.works()?;
-    let ground = Ground::new(&arguments.dir()?, arguments.image(), arguments.scale()?)?;
+    let container_works = arguments.container_works()?;
+    let mut ground = Ground::new(&arguments.dir()?, arguments.image(), arguments.scale()?)?;
+    if let Some(density) = arguments.density() {
+        ground.set_crowd(density);
+    }
     let race = Race {
         ground: &ground,
         works: &works,
+        container_works: &container_works,
         systems: &systems,
         rounds: arguments.rounds(),
         interrupt,

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{Cell, cells, ratio, seconds};
+use super::{Cell, cells, ratio, target};
 use crate::race::Results;
+use crate::stats::Unit;
 
 /// The machine, the versions, and the table.
 pub fn markdown(results: &Results) -> String {
@@ -39,10 +40,9 @@ pub fn markdown(results: &Results) -> String {
         let cells = cells(results, row);
         let _ = write!(text, "| {} |", row.title);
         for cell in &cells {
-            let _ = write!(text, " {} |", shown(cell.as_ref()));
+            let _ = write!(text, " {} |", shown(row.unit, cell.as_ref()));
         }
-        let target = row.target.limit().map(ratio).unwrap_or_default();
-        let _ = writeln!(text, " {target} | {} |", met(results, &cells));
+        let _ = writeln!(text, " {} | {} |", target(row), met(results, &cells));
     }
     for failure in &results.failures {
         let _ = writeln!(text, "\nWrong result: {failure}");
@@ -54,15 +54,15 @@ pub fn markdown(results: &Results) -> String {
 }
 
 /// Ratio, median and spread.
-fn shown(cell: Option<&Cell>) -> String {
+fn shown(unit: Unit, cell: Option<&Cell>) -> String {
     let Some(cell) = cell else {
         return "–".to_owned();
     };
-    let time = seconds(cell.median);
-    let spread = format!("{} … {}", seconds(cell.min), seconds(cell.max));
+    let median = unit.shown(cell.median);
+    let spread = format!("{} … {}", unit.shown(cell.min), unit.shown(cell.max));
     match cell.ratio {
-        Some(number) => format!("**{}** {time} ({spread})", ratio(number)),
-        None => format!("{time} ({spread})"),
+        Some(number) => format!("**{}** {median} ({spread})", ratio(number)),
+        None => format!("{median} ({spread})"),
     }
 }
 

@@ -16,6 +16,7 @@ pub use plot::svg;
 pub use terminal::table;
 
 use crate::race::{Results, Row};
+use crate::works::Target;
 
 /// Writes `race.md`, `race.json` and `race.svg` into `dir`.
 pub fn write(results: &Results, dir: &Path) -> Result<()> {
@@ -26,22 +27,20 @@ pub fn write(results: &Results, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Seconds in the unit in which they are easy to read.
-fn seconds(seconds: f64) -> String {
-    match seconds {
-        _ if seconds >= 10.0 => format!("{seconds:.1} s"),
-        _ if seconds >= 1.0 => format!("{seconds:.2} s"),
-        _ if seconds >= 0.01 => format!("{:.0} ms", seconds * 1e3),
-        _ => format!("{:.2} ms", seconds * 1e3),
-    }
-}
-
 /// A ratio with as many digits as it deserves.
 fn ratio(ratio: f64) -> String {
     match ratio {
         _ if ratio >= 10.0 => format!("{ratio:.0}"),
         _ if ratio >= 0.1 => format!("{ratio:.2}"),
         _ => format!("{ratio:.4}"),
+    }
+}
+
+/// What a row's target is, in words.
+fn target(row: &Row) -> String {
+    match row.target {
+        Target::Absolute(limit) => row.unit.shown(limit),
+        _ => row.target.limit().map(ratio).unwrap_or_default(),
     }
 }
 
@@ -57,16 +56,20 @@ struct Cell {
 /// The cells of a row, one a system.
 fn cells(results: &Results, row: &Row) -> Vec<Option<Cell>> {
     let cell = |system: usize| {
-        let samples = &row.seconds[system];
+        let samples = &row.samples[system];
         let ratio = results.ratio(row, system);
         let ours = results.systems[system].0.starts_with("lamina");
         let limit = row.target.limit().filter(|_| ours);
+        let reached = match row.target {
+            Target::Absolute(_) => samples.median(),
+            _ => ratio,
+        };
         Some(Cell {
             median: samples.median()?,
             min: samples.min()?,
             max: samples.max()?,
             ratio,
-            met: limit.zip(ratio).map(|(limit, ratio)| ratio <= limit),
+            met: limit.zip(reached).map(|(limit, reached)| reached <= limit),
         })
     };
     (0..results.systems.len()).map(cell).collect()

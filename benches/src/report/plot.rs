@@ -5,13 +5,14 @@ use plotters::prelude::*;
 
 use super::{cells, ratio};
 use crate::race::{Results, Row};
+use crate::works::Target;
 
 const WIDTH: u32 = 1000;
 /// What a bar and what a row's frame take, in pixels.
 const BAR: u32 = 12;
 const FRAME: u32 = 14;
 
-/// An SVG of all rows.
+/// An SVG of all rows that have a ratio.
 pub fn svg(results: &Results) -> Result<String> {
     let mut text = String::new();
     draw(results, &mut text).map_err(|error| anyhow!("cannot draw the plot: {error}"))?;
@@ -20,7 +21,10 @@ pub fn svg(results: &Results) -> Result<String> {
 
 fn draw(results: &Results, text: &mut String) -> Result<(), Box<dyn std::error::Error>> {
     let systems = u32::try_from(results.systems.len())?;
-    let rows = u32::try_from(results.rows.len())?;
+    let drawn = results.rows.iter();
+    let drawn = drawn.filter(|row| !matches!(row.target, Target::Absolute(_)));
+    let drawn: Vec<_> = drawn.collect();
+    let rows = u32::try_from(drawn.len())?;
     let row_height = systems * BAR + FRAME;
     let height = rows * row_height + 60 + systems * 18;
     let root = SVGBackend::with_string(text, (WIDTH, height)).into_drawing_area();
@@ -42,7 +46,7 @@ fn draw(results: &Results, text: &mut String) -> Result<(), Box<dyn std::error::
             ("sans-serif", 13),
         ))?;
     }
-    for (number, row) in results.rows.iter().enumerate() {
+    for (number, row) in drawn.into_iter().enumerate() {
         let top = systems * 18 + 12 + u32::try_from(number)? * row_height;
         draw_row(results, row, &root, i32::try_from(top)?)?;
     }

@@ -3,8 +3,9 @@
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Color, ContentArrangement, Table};
 
-use super::{Cell, cells, ratio, seconds};
+use super::{Cell, cells, ratio, target};
 use crate::race::Results;
+use crate::stats::Unit;
 
 /// One line a work: median, spread, and ratio to overlayfs of each system, and the target.
 pub fn table(results: &Results) -> Table {
@@ -17,23 +18,23 @@ pub fn table(results: &Results) -> Table {
     table.set_header(header);
     for row in &results.rows {
         let mut line = vec![comfy_table::Cell::new(row.title)];
-        line.extend(cells(results, row).iter().map(Option::as_ref).map(cell));
-        let target = row.target.limit().map(ratio).unwrap_or_default();
-        line.push(comfy_table::Cell::new(target));
+        let cells = cells(results, row);
+        line.extend(cells.iter().map(|shown| cell(row.unit, shown.as_ref())));
+        line.push(comfy_table::Cell::new(target(row)));
         table.add_row(line);
     }
     table
 }
 
-fn cell(cell: Option<&Cell>) -> comfy_table::Cell {
+fn cell(unit: Unit, cell: Option<&Cell>) -> comfy_table::Cell {
     let Some(cell) = cell else {
         return comfy_table::Cell::new("–");
     };
     let mut text = format!(
         "{}\n{} … {}",
-        seconds(cell.median),
-        seconds(cell.min),
-        seconds(cell.max)
+        unit.shown(cell.median),
+        unit.shown(cell.min),
+        unit.shown(cell.max)
     );
     if let Some(number) = cell.ratio {
         text = format!("{}×  {text}", ratio(number));

@@ -1,6 +1,6 @@
 use super::*;
 use crate::host::Host;
-use crate::stats::Samples;
+use crate::stats::{Samples, Unit};
 use crate::works::Target;
 
 fn samples(seconds: &[f64]) -> Samples {
@@ -16,7 +16,8 @@ fn row(work: &'static str, target: Target, overlayfs: &[f64], lamina: &[f64]) ->
         work,
         title: work,
         target,
-        seconds: vec![samples(overlayfs), samples(lamina)],
+        unit: Unit::Seconds,
+        samples: vec![samples(overlayfs), samples(lamina)],
     }
 }
 
@@ -48,6 +49,10 @@ fn results() -> Results {
             row("lost", Target::Overlayfs(1.0), &[1.0], &[1.1]),
             row("of-itself", Target::Itself("won", 1.1), &[9.0], &[1.6]),
             row("not-run", Target::None, &[], &[]),
+            Row {
+                unit: Unit::Kibibytes,
+                ..row("memory", Target::Absolute(200.0), &[], &[201.4])
+            },
         ],
         failures: Vec::new(),
         interrupted: false,
@@ -73,6 +78,7 @@ fn markdown_says_what_was_met() {
         "| won | **1.00** 3.00 s (2.00 s … 4.00 s) | **0.50** 1.50 s (1.00 s … 2.00 s) | 0.50 | yes |",
         "| lost | **1.00** 1.00 s (1.00 s … 1.00 s) | **1.10** 1.10 s (1.10 s … 1.10 s) | 1.00 | **no** |",
         "| not-run | – | – |  |  |",
+        "| memory | – | 201 KiB (201 KiB … 201 KiB) | 200 KiB | **no** |",
         "- lamina: lamina 0.1",
     ] {
         assert!(text.contains(line), "no {line} in\n{text}");
@@ -84,7 +90,7 @@ fn json_has_the_rounds_and_what_they_say() {
     let text = json(&results()).unwrap();
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
-        value["rows"][0]["seconds"][1],
+        value["rows"][0]["samples"][1],
         serde_json::json!([1.5, 1.0, 2.0])
     );
     assert_eq!(value["rows"][0]["summary"][1]["met"], true);
@@ -97,10 +103,11 @@ fn json_has_the_rounds_and_what_they_say() {
 }
 
 #[test]
-fn the_plot_names_every_row_and_system() {
+fn the_plot_names_every_row_with_a_ratio_and_every_system() {
     let text = svg(&results()).unwrap();
     assert!(text.starts_with("<svg"), "{text}");
     for name in ["won", "lost", "of-itself", "not-run", "lamina: lamina 0.1"] {
         assert!(text.contains(name), "no {name}");
     }
+    assert!(!text.contains("memory"), "memory has no ratio");
 }

@@ -3,7 +3,6 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -12,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Mounted, System};
+use crate::containers::Snapshotter;
 use crate::ground::{Round, device};
+use crate::process::server;
 
 /// How long a server may take until its mount answers.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -104,6 +105,14 @@ impl System for Lamina {
         })
     }
 
+    fn snapshotter(&self) -> Option<Snapshotter> {
+        Some(Snapshotter {
+            name: self.name.clone(),
+            program: Some(self.program.clone()),
+            kernel_upper: false,
+        })
+    }
+
     /// The index of the image, which the snapshotter makes when a layer is committed.
     fn prepare(&self, layers: &[PathBuf], round: &Round) -> Result<()> {
         fs::create_dir_all(round.index(&self.name))?;
@@ -133,19 +142,10 @@ fn options(layers: &[PathBuf], round: Option<&Round>) -> OsString {
     options
 }
 
-/// A server that ends when we do, even if we are killed.
-fn server(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]).arg(program);
-    command
-}
-
-/// Starts a server, and waits until its mount answers. Ctrl-C is not for it: it ends when its
-/// mount does.
+/// Starts a server, and waits until its mount answers. It ends when its mount does.
 fn serve(mut command: Command, at: &Path) -> Result<Mounted> {
     let before = device(at)?;
-    command.arg(at).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.arg(at).stdout(Stdio::null());
     command.stderr(log(at)?);
     let server = command
         .spawn()

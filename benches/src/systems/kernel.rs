@@ -9,6 +9,7 @@ use rustix::mount::{
 };
 
 use super::{Lamina, Mounted, System};
+use crate::containers::Snapshotter;
 use crate::ground::Round;
 use crate::host;
 
@@ -23,6 +24,14 @@ impl System for Overlayfs {
 
     fn version(&self) -> Result<String> {
         Ok(format!("Linux {}", host::kernel()))
+    }
+
+    fn snapshotter(&self) -> Option<Snapshotter> {
+        Some(Snapshotter {
+            name: "overlayfs".to_owned(),
+            program: None,
+            kernel_upper: false,
+        })
     }
 
     fn mount(&self, layers: &[PathBuf], round: &Round) -> Result<Mounted> {
@@ -58,6 +67,13 @@ impl System for LaminaWithKernelUpper {
             "{image} below overlayfs of Linux {}",
             host::kernel()
         ))
+    }
+
+    fn snapshotter(&self) -> Option<Snapshotter> {
+        Some(Snapshotter {
+            kernel_upper: true,
+            ..self.image.snapshotter()?
+        })
     }
 
     fn prepare(&self, layers: &[PathBuf], round: &Round) -> Result<()> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use rustix::mount::UnmountFlags;
 
+use crate::containers::Snapshotter;
 use crate::ground::Round;
 
 pub use fuse::{FuseOverlayfs, Lamina};
@@ -27,6 +28,11 @@ pub trait System: Debug {
 
     /// What it says its version is.
     fn version(&self) -> Result<String>;
+
+    /// How containerd uses it, if it can.
+    fn snapshotter(&self) -> Option<Snapshotter> {
+        None
+    }
 
     /// Makes what the system keeps of these layers, the topmost first. Happens once for each work,
     /// and is not timed.

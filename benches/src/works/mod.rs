@@ -10,7 +10,7 @@ mod fio;
 mod git;
 mod names;
 mod small;
-mod walk;
+pub(crate) mod walk;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -63,6 +63,8 @@ pub enum Target {
     Overlayfs(f64),
     /// Compared with the same system in another work.
     Itself(&'static str, f64),
+    /// No ratio: what is measured may be so much at most.
+    Absolute(f64),
     /// It is there to be known.
     None,
 }

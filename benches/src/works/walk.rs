@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 
 use super::{Cache, Input, Outcome, Place, Target, Work};
 use crate::ground::Layers;
-use crate::image::{Kind, Node, contents};
+use crate::image::{Image, Kind, Node, contents};
 
 const FIND: Work = Work {
     name: "find-cold",
@@ -18,7 +18,12 @@ const FIND: Work = Work {
     layers: Layers::Userland(2),
     cache: Cache::Cold,
     target: Target::Overlayfs(0.4),
-    prepare: |place| Ok(everything(place)),
+    prepare: |place| {
+        Ok(Input {
+            paths: Vec::new(),
+            expected: everything(place.image()),
+        })
+    },
     run: |place, _| find(place.root),
     check: None,
 };
@@ -60,21 +65,18 @@ pub(super) fn works() -> Vec<Work> {
     ]
 }
 
-/// Every name of the image and its attributes.
-fn everything(place: &Place) -> Input {
+/// Every name of the image and its attributes: what [`find`] has to give.
+pub(crate) fn everything(image: &Image) -> Outcome {
     let mut expected = Outcome::default();
-    for node in place.image().nodes() {
+    for node in image.nodes() {
         let seen = Seen::expected(node, 0, 0);
         expected.add(seen.size, seen.digest(&node.path));
     }
-    Input {
-        paths: Vec::new(),
-        expected,
-    }
+    expected
 }
 
 /// Walks through everything below `root`, and looks at each name's attributes.
-fn find(root: &Path) -> Result<Outcome> {
+pub(crate) fn find(root: &Path) -> Result<Outcome> {
     find_with(root, |seen| seen)
 }
 

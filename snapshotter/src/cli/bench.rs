@@ -12,8 +12,8 @@ const EXAMPLES: &str = "Examples:
   lamina bench --dir /mnt/disk/bench             on another disk
   lamina bench --only find,open --rounds 7       some of it, more exactly
 
-It needs root, the packages fio and git, and 2 GiB. What fuse-overlayfs does is shown if it is
-installed. Below 1.00 is faster than overlayfs. Layers stay in the directory for the next time.";
+It needs root, the packages fio and git, and 3 GiB. What fuse-overlayfs does, and what containerd
+does (containerd, runc, busybox-static), is shown if it is installed. Below 1.00 is faster than overlayfs. Layers stay in the directory for the next time.";
 
 /// Arguments of `lamina bench`.
 #[derive(Args, Debug)]
