@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
 use lamina_benches::containers;
@@ -13,6 +14,13 @@ use lamina_benches::race::{Race, Results, Row};
 use lamina_benches::stats::Samples;
 use lamina_benches::systems::{Lamina, LaminaWithKernelUpper, Mounted, Overlayfs, System};
 use lamina_benches::works;
+
+/// One test after the other: what a test starts has, until it executes its program, all that others
+/// have open in their mounts, which can't be unmounted then.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Room on the file system of the target directory: overlayfs takes no upper on overlayfs.
 fn ground() -> (tempfile::TempDir, Ground) {
@@ -58,6 +66,7 @@ fn race(ground: &Ground, systems: &[Box<dyn System>], only: &[&str]) -> Results 
 
 #[test]
 fn every_work_comes_out_right_on_overlayfs_and_lamina() {
+    let _turn = alone();
     let (_dir, ground) = ground();
     let systems: [Box<dyn System>; 2] = [
         Box::new(Overlayfs),
@@ -92,6 +101,7 @@ fn listed(dir: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
 /// As users have it; and that it is made before anything is timed.
 #[test]
 fn lamina_has_an_index_before_the_first_mount_unless_an_option_says_no() {
+    let _turn = alone();
     let (_dir, ground) = ground();
     let layers = ground.layers(Layers::Userland(2)).expect("layers");
     for (name, options, count) in [("with", "", 1), ("without", "noindexdir", 0)] {
@@ -139,12 +149,14 @@ fn complaint(work: &str, spoil: fn(&Path) -> std::io::Result<()>) -> String {
 
 #[test]
 fn a_name_too_many_is_noticed() {
+    let _turn = alone();
     let said = complaint("find-warm", |root| fs::write(root.join("etc/new"), ""));
     assert!(said.contains("find-warm, spoiled: wrong result"), "{said}");
 }
 
 #[test]
 fn a_wrong_byte_is_noticed() {
+    let _turn = alone();
     let said = complaint("read-again", |root| {
         let path = root.join("data/big");
         let mut bytes = fs::read(&path)?;
@@ -157,6 +169,7 @@ fn a_wrong_byte_is_noticed() {
 /// Wrong after the remount alone: what was appended is gone.
 #[test]
 fn a_change_that_a_remount_loses_is_noticed() {
+    let _turn = alone();
     let said = complaint("append", |root| {
         let path = root.join("data/big");
         let bytes = fs::read(&path)?;
@@ -172,6 +185,7 @@ fn a_change_that_a_remount_loses_is_noticed() {
 /// The two columns that have no daemon, or unpack what another column has unpacked, stay empty.
 #[test]
 fn works_by_containerd_come_out_right_and_leave_nothing() {
+    let _turn = alone();
     let (dir, ground) = ground();
     let lamina = Lamina::new("lamina", &lamina(), "");
     let systems: [Box<dyn System>; 3] = [
@@ -207,6 +221,7 @@ fn works_by_containerd_come_out_right_and_leave_nothing() {
 
 #[test]
 fn ctrl_c_ends_containerd_and_its_snapshotters() {
+    let _turn = alone();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("room");
     let stage = dir.path().join("containerd");
     let code = interrupted(
@@ -228,6 +243,7 @@ fn ctrl_c_ends_containerd_and_its_snapshotters() {
 
 #[test]
 fn ctrl_c_ends_the_race_and_leaves_no_upper() {
+    let _turn = alone();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("room");
     let round = dir.path().join("round");
     let code = interrupted(dir.path(), &["append"], &["overlayfs"], &round);
