@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use lamina_benches::image::{Image as Wanted, Scale, layers};
+use lamina_benches::image::{Image as Wanted, Scale, Source, layers};
 use lamina_fusefs::image::{Image, LayerPlace, index_in};
 use lamina_fusefs::layer::{DirLayer, Layer};
 use lamina_fusefs::types::{Caller, FileKind, NodeId, SetAttr};
@@ -42,7 +42,8 @@ struct Ground {
 impl Ground {
     fn new(count: usize) -> Ground {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("room");
-        let wanted = Wanted::userland(Scale::new(SCALE).expect("a scale"));
+        let scale = Scale::new(SCALE).expect("a scale");
+        let wanted = Wanted::userland(Source::Made, dir.path(), scale).expect("an image");
         let layers = layers::write(&wanted, &dir.path().join("layers"), count, || {});
         Ground {
             layers: layers.expect("layers"),
