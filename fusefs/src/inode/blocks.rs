@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use crate::error::Result;
 use crate::marks::{self, Data};
 use crate::sys::attr_of;
-use crate::sys::change::{fallocate, ftruncate, write_all_at, write_at};
+use crate::sys::change::{fallocate, ftruncate, write_most_at, write_some_at};
 use crate::sys::copy::copy_within;
 use crate::sys::extents::{BLOCK, extents};
 use crate::sys::place::Place;
@@ -147,25 +147,14 @@ impl Blocks {
         {
             let map = self.0.read();
             if map.is_whole || (map.is_limit_saved && map.has(&range)) {
-                write_all_at(files.0, data, offset)?;
-                return Ok(data.len());
+                return Ok(write_some_at(files.0, data, offset)?);
             }
         }
         let mut map = self.0.write();
         map.save_limit(files.0)?;
         let (start, padded) = map.padded(files.1, offset, data)?;
         let before = fstat(files.0)?;
-        let (mut done, mut failed) = (0, None);
-        while done < padded.len() {
-            match write_at(files.0, &padded[done..], start + done as u64) {
-                Ok(count) if count > 0 => done += count,
-                Err(Errno::INTR) => {}
-                other => {
-                    failed = Some(other.err().unwrap_or(Errno::IO));
-                    break;
-                }
-            }
-        }
+        let (done, failed) = write_most_at(files.0, &padded, start);
         let written = start..start + padded.len() as u64;
         let Some(error) = failed else {
             map.add_covered(written);

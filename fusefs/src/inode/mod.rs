@@ -26,7 +26,7 @@ pub(crate) use table::NodeTable;
 
 use crate::error::Result;
 use crate::image::ImageId;
-use crate::sys::change::write_all_at;
+use crate::sys::change::write_some_at;
 use crate::sys::place::Place;
 use crate::types::{FileKind, Ino, NodeId};
 
@@ -91,10 +91,7 @@ impl Backing {
     /// Writes at `offset` (bytes); fewer bytes than asked only if the disk is full.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
         match &self.partial {
-            None => {
-                write_all_at(&self.file, data, offset)?;
-                Ok(data.len())
-            }
+            None => Ok(write_some_at(&self.file, data, offset)?),
             Some(Partial { image, blocks }) => blocks.write((&self.file, image), offset, data),
         }
     }

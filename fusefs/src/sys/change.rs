@@ -21,6 +21,16 @@ pub(crate) fn step() -> Result<(), Errno> {
     Ok(())
 }
 
+/// As much of what is written as the disk has room for.
+#[cfg(not(test))]
+#[allow(clippy::unnecessary_wraps)] // as `step`
+#[inline]
+fn room(data: &[u8]) -> Result<&[u8], Errno> {
+    Ok(data)
+}
+
+#[cfg(test)]
+use faults::room;
 #[cfg(test)]
 pub(crate) use faults::step;
 
@@ -138,9 +148,31 @@ pub(crate) fn write_all_at(file: &File, data: &[u8], offset: u64) -> Result<(), 
 }
 
 /// `pwrite(2)`; fewer bytes than asked where the disk is full.
-pub(crate) fn write_at(file: &File, data: &[u8], offset: u64) -> Result<usize, Errno> {
+fn write_at(file: &File, data: &[u8], offset: u64) -> Result<usize, Errno> {
     step()?;
-    rustix::io::pwrite(file, data, offset)
+    rustix::io::pwrite(file, room(data)?, offset)
+}
+
+/// Writes `data` at `offset` as far as it can be: how much was written, and what ended it early.
+pub(crate) fn write_most_at(file: &File, data: &[u8], offset: u64) -> (usize, Option<Errno>) {
+    let mut done = 0;
+    while done < data.len() {
+        match write_at(file, &data[done..], offset + done as u64) {
+            Ok(0) => return (done, Some(Errno::IO)),
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(error) => return (done, Some(error)),
+        }
+    }
+    (done, None)
+}
+
+/// The same for somebody who asks again for the rest: an error only if nothing was written.
+pub(crate) fn write_some_at(file: &File, data: &[u8], offset: u64) -> Result<usize, Errno> {
+    match write_most_at(file, data, offset) {
+        (0, Some(error)) => Err(error),
+        (done, _) => Ok(done),
+    }
 }
 
 /// `fsync(2)`.
@@ -171,6 +203,8 @@ pub(crate) mod faults {
         CrashAfter(u64),
         /// After this many changes one fails with this errno; later ones work.
         FailAfter(u64, Errno),
+        /// After this many bytes of files' data the disk is full.
+        FullAfter(usize),
     }
 
     thread_local! {
@@ -185,6 +219,18 @@ pub(crate) mod faults {
         let result = work();
         FAULT.set(Fault::Never);
         (result, STEPS.get())
+    }
+
+    pub(super) fn room(data: &[u8]) -> Result<&[u8], Errno> {
+        match FAULT.get() {
+            Fault::FullAfter(0) => Err(Errno::NOSPC),
+            Fault::FullAfter(left) => {
+                let fits = data.len().min(left);
+                FAULT.set(Fault::FullAfter(left - fits));
+                Ok(&data[..fits])
+            }
+            _ => Ok(data),
+        }
     }
 
     pub(crate) fn step() -> Result<(), Errno> {

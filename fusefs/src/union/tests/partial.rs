@@ -97,6 +97,23 @@ fn a_byte_that_is_appended_costs_a_block_and_no_time_is_changed_by_opening() {
 }
 
 #[test]
+fn a_write_that_a_full_disk_cuts_short_tells_how_much_was_written() {
+    let (bed, _) = bed_of(&base(), blocks(8));
+    bed.lower("whole", "");
+    let union = union_of(&bed);
+    for path in ["file", "whole"] {
+        let fh = open(&union, path, OFlags::RDWR);
+        let data = [b'x'; 3 * 4096];
+        let write = || union.write(fh, 8 * BLOCK, &data, false);
+        let (written, _) = faults::with(Fault::FullAfter(5000), write);
+        assert_eq!(written.unwrap(), 5000, "{path}");
+        let (refused, _) = faults::with(Fault::FullAfter(0), write);
+        assert_eq!(refused.unwrap_err().errno(), Errno::NOSPC, "{path}");
+        union.release(fh);
+    }
+}
+
+#[test]
 fn whole_blocks_are_written_without_a_look_at_the_image() {
     let (bed, mut data) = bed_of(&base(), blocks(8));
     let union = union_of(&bed);
