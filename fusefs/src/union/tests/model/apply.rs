@@ -52,7 +52,6 @@ impl Model {
             } => Ok(Answer::Done),
             Op::Utimens { path, mtime, .. } => {
                 let id = self.walk(path)?;
-                self.change(id);
                 self.inodes[id].mtime = mtime.or(self.inodes[id].mtime);
                 Ok(Answer::Done)
             }

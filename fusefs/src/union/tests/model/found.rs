@@ -3,7 +3,7 @@
 use super::check;
 use super::steps::{Play, Step, Step::*};
 use crate::union::tests::script::words::*;
-use crate::union::tests::script::{Path, Script};
+use crate::union::tests::script::{Access, Act, Path, Script};
 
 fn passes(layers: &[&[(Path, Entry)]], steps: &[Step]) {
     let layers = Script::new(layers, &[]).layers;
@@ -103,6 +103,30 @@ fn what_has_no_name_any_more_is_changed_by_its_handle() {
             Do(Op::Rmdir { path: "b" }),
             held(ReadDir),
             held(Stat),
+        ],
+    );
+}
+
+/// The model took an empty file for copied up with its data when its attributes were.
+#[test]
+fn an_empty_file_has_its_data_in_the_image_like_any_other() {
+    passes(
+        &[&[("c", EMPTY)]],
+        &[
+            Do(Op::Chmod {
+                path: "c",
+                mode: Mode(0o755),
+            }),
+            Do(Op::Open {
+                slot: 0,
+                path: "c",
+                access: Access::ReadOnly,
+            }),
+            Do(Op::Truncate { path: "c", size: 1 }),
+            Do(Op::Held {
+                slot: 0,
+                act: Act::Read,
+            }),
         ],
     );
 }

@@ -265,7 +265,6 @@ impl Model {
         if self.inodes[id].is_dir() {
             return Err(Errno::PERM);
         }
-        self.change(id);
         if self.entry(dir, name).is_some() {
             return Err(Errno::EXIST);
         }
@@ -299,14 +298,13 @@ impl Model {
             (Renaming::Exchange, None) => return Err(Errno::NOENT),
             _ => {}
         }
-        self.change(id);
         if there == Some(id) {
             return Ok(Answer::Done);
         }
-        match there {
-            Some(there) if how == Renaming::Exchange => self.change(there),
-            Some(there) => self.check_replaces(id, there)?,
-            None => {}
+        if let Some(there) = there
+            && how != Renaming::Exchange
+        {
+            self.check_replaces(id, there)?;
         }
         self.remove_name(dir, name);
         if there.is_some() {
@@ -368,14 +366,6 @@ impl Model {
             }
         }
         self.inodes[id].data_of = DataOf::Upper;
-    }
-
-    /// Attributes or names of a file are about to change: with them a file without data is
-    /// complete.
-    pub(super) fn change(&mut self, id: Id) {
-        if matches!(&self.inodes[id].kind, Kind::Regular(data) if data.is_empty()) {
-            self.data_leave_image(id);
-        }
     }
 
     /// Writes; at the end if there is no place.
@@ -444,13 +434,11 @@ impl Model {
         if let Kind::Symlink(_) = self.inodes[id].kind {
             return Err(Errno::OPNOTSUPP);
         }
-        self.change(id);
         self.inodes[id].perm = mode.0;
         Ok(Answer::Done)
     }
 
     pub(super) fn chown(&mut self, id: Id, uid: Option<u32>, gid: Option<u32>) {
-        self.change(id);
         let inode = &mut self.inodes[id];
         inode.owner = (uid.unwrap_or(inode.owner.0), gid.unwrap_or(inode.owner.1));
         // One that names nobody may come from somebody who may not change owners.
@@ -467,7 +455,6 @@ impl Model {
         value: &'static str,
         how: Setting,
     ) -> Step {
-        self.change(id);
         let inode = &mut self.inodes[id];
         if let Some(refusal) = xattr_refusal(name, inode.file_kind()) {
             return Err(refusal);
@@ -485,7 +472,6 @@ impl Model {
         if !self.inodes[id].xattrs.contains_key(name) {
             return Err(Errno::NODATA);
         }
-        self.change(id);
         self.inodes[id].xattrs.remove(name);
         Ok(Answer::Done)
     }
