@@ -53,6 +53,14 @@ impl Place {
         self.open(OFlags::PATH)
     }
 
+    /// A descriptor of the file, which may do nothing else than name it.
+    fn as_fd(&self) -> Result<Arc<OwnedFd>, Errno> {
+        match self {
+            Place::At(..) => self.open_path().map(Arc::new),
+            Place::Fd(fd) => Ok(Arc::clone(fd)),
+        }
+    }
+
     /// Opens the file with `flags`.
     pub(crate) fn open(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
         match self {
@@ -89,15 +97,9 @@ impl Place {
     /// Sets the permission bits (12 bits).
     pub(crate) fn chmod(&self, mode: u32) -> Result<(), Errno> {
         // By descriptor: chmodat follows a symlink.
-        let fd = self.open_path()?;
-        let path = proc_path(fd.as_fd(), None);
+        let (opened, mode) = (self.as_fd()?, Mode::from_raw_mode(mode & 0o7777));
         step()?;
-        chmodat(
-            CWD,
-            &path,
-            Mode::from_raw_mode(mode & 0o7777),
-            AtFlags::empty(),
-        )
+        chmodat(CWD, proc_path(opened.as_fd(), None), mode, AtFlags::empty())
     }
 
     /// Sets owner and group; `None` leaves one as it is.

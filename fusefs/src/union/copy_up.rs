@@ -5,9 +5,9 @@
 //! file or the complete copy, never a mixture.
 //!
 //! A change of attributes copies no data: the upper gets a file with the attributes and the length,
-//! marked as overlayfs's metacopy, whose redirect says where in the image the data are. They come
-//! with the first open for writing, into the same file, and the mark goes when they are on disk:
-//! until then nobody looks at them.
+//! marked as overlayfs's metacopy: the data are the image's at the same path, or where its redirect
+//! says. They come with the first open for writing, into the same file, and the mark goes when they
+//! are on disk: until then nobody looks at them.
 //!
 //! **The hand-over.** A FUSE inode with a passthrough open is pinned to that backing file: an open
 //! with another one fails with EIO (fs/fuse/iomode.c). So a file that is copied up while handles
@@ -110,6 +110,7 @@ impl Union {
             let _names = self.names.read();
             Place::Fd(Arc::new(self.upper_place(node)?.open_path()?))
         };
+        mark_origin(self, image, &place)?;
         let before = crate::sys::attr_of(&place.stat()?, node.ino);
         let capability = place.xattr(OsStr::new(CAPABILITY))?;
         // Writing changes times and takes capabilities away, and is not what the caller did.
@@ -208,6 +209,9 @@ impl Union {
     fn install(&self, node: &Arc<Node>, copy: &Copy<'_>) -> Result<Arc<Node>> {
         let _names = self.names.read();
         let name = node.state.lock().names.first().cloned();
+        if let Some(name) = &name {
+            copy.lead_to_data(self, name)?;
+        }
         let link = copy.index_link(self)?;
         let installed = match &name {
             Some(name) => self.install_at(copy, name).map(|()| None),
@@ -286,8 +290,8 @@ impl<'u> Copy<'u> {
     /// Builds a copy of the image's file or (empty) directory.
     fn make(union: &Union, upper: &'u Upper, image: ImageId, depth: Depth) -> Result<Copy<'u>> {
         let attr = union.image.attr(image)?;
-        let path = union.image.path(image);
-        let is_file = attr.kind == FileKind::Regular && path.as_os_str().len() <= REDIRECT_MAX;
+        let is_file = attr.kind == FileKind::Regular
+            && union.image.path(image).as_os_str().len() <= REDIRECT_MAX;
         let in_part = is_file && depth == Depth::Blocks && union.is_copied_in_part(attr.size)?;
         let is_complete = !is_file || (depth != Depth::Attributes && !in_part);
         let (dir, temp) = upper.work_name();
@@ -301,7 +305,7 @@ impl<'u> Copy<'u> {
             is_complete,
             blocks: None,
         };
-        let place = copy.place();
+        let mut place = copy.place();
         let mut file = None;
         let private = Mode::RUSR | Mode::WUSR;
         match attr.kind {
@@ -317,6 +321,7 @@ impl<'u> Copy<'u> {
                     file = Some(made);
                 } else {
                     ftruncate(&made, attr.size)?;
+                    place = Place::Fd(Arc::new(made.into()));
                     if in_part {
                         upper.note_partial()?;
                         marks::set_partial(&place, attr.size)?;
@@ -324,7 +329,6 @@ impl<'u> Copy<'u> {
                     } else {
                         marks::set_metacopy(&place)?;
                     }
-                    marks::set_redirect(&place, &path)?;
                 }
             }
             FileKind::Directory => mkdirat(&copy.dir, &copy.temp, Mode::RWXU)?,
@@ -343,7 +347,9 @@ impl<'u> Copy<'u> {
             place.chmod(u32::from(attr.perm))?;
         }
         copy_xattrs(union, image, &place)?;
-        if attr.kind != FileKind::Directory {
+        let is_metacopy = !copy.is_complete && copy.blocks.is_none();
+        // A metacopy file is known by where its data are, until they come.
+        if attr.kind != FileKind::Directory && !(is_metacopy && attr.nlink == 1) {
             copy.handle = mark_origin(union, image, &place)?;
         }
         let (atime, mtime) = (SetTime::At(attr.atime), SetTime::At(attr.mtime));
@@ -356,6 +362,22 @@ impl<'u> Copy<'u> {
 
     fn place(&self) -> Place {
         Place::at(&self.dir, &self.temp)
+    }
+
+    /// Says where the data are, if they are the image's and not at the name of the copy alone.
+    ///
+    /// The metacopy mark alone fits into an inode of ext4 (256 bytes), which a redirect or an origin
+    /// beside it does not. The block for them takes longer than all the rest of a copy-up.
+    fn lead_to_data(&self, union: &Union, name: &Name) -> Result<()> {
+        let is_alone = self.attr.nlink == 1
+            && union.image_entry(&name.parent, &name.name)? == Some(self.image);
+        if self.is_complete || is_alone {
+            return Ok(());
+        }
+        Ok(marks::set_redirect(
+            &self.place(),
+            &union.image.path(self.image),
+        )?)
     }
 
     /// Links a file that has hard links in the image into the index, before it has its name:
@@ -407,7 +429,7 @@ fn copy_xattrs(union: &Union, image: ImageId, place: &Place) -> Result<()> {
     Ok(())
 }
 
-/// Notes the image's file on its copy, which keeps `st_ino` over a remount.
+/// Notes the image's file on its copy, which keeps `st_ino` over a remount once the data have come.
 fn mark_origin(union: &Union, image: ImageId, place: &Place) -> Result<Option<FileHandle>> {
     let Some(file) = union.image.host_file(image)? else {
         return Ok(None);

@@ -184,7 +184,8 @@ impl Union {
 
     /// Before a file gets a name in a directory: one with files that carry an origin (their inode
     /// number is not their own) or stand for a device is marked. After a crash between the two the
-    /// file would else be something else than it was.
+    /// file would else be something else than it was. Where the image has its data, the file is told
+    /// in which place: they are not at the new name.
     pub(super) fn mark_dir_of(
         &self,
         node: &Node,
@@ -195,6 +196,9 @@ impl Union {
         let stat = place.stat()?;
         if node.ino != self.upper_ino(&stat) || stands_for_device(node.kind, &stat) {
             make_impure(parent, dir)?;
+        }
+        if let Some(image) = node.image() {
+            marks::set_redirect(place, &self.image.path(image))?;
         }
         Ok(())
     }

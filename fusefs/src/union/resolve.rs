@@ -137,7 +137,8 @@ impl Union {
                 found.attr.nlink = self.upper()?.links().nlink(link, stat)?;
             }
         }
-        // A metacopy file has an origin, unless the image's file system has no file handles.
+        // A metacopy file lies in an impure directory, unless a kernel made it over an image whose
+        // file system has no file handles.
         if found.attr.kind == FileKind::Regular && (impure || is_hollow(&found.attr)) {
             self.add_image_data(&mut found, &place, || self.image_of(parent, &place, name))?;
         }
@@ -159,7 +160,12 @@ impl Union {
         found.image = below()?.filter(|id| self.image.kind(*id) == FileKind::Regular);
         if let Some(id) = found.image {
             found.partial = data != Data::Below;
-            show_data(&mut found.attr, &self.image.attr(id)?, found.partial);
+            let image = self.image.attr(id)?;
+            if image.nlink == 1 {
+                // Its origin, if it has one, says the same.
+                found.attr.ino = image.ino;
+            }
+            show_data(&mut found.attr, &image, found.partial);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use crate::sys::change::faults::{self, Fault};
 
 const METACOPY: &str = "trusted.overlay.metacopy";
 const REDIRECT: &str = "trusted.overlay.redirect";
+const ORIGIN: &str = "trusted.overlay.origin";
 
 fn place(path: &Path) -> Place {
     let parent = crate::sys::beneath::open_root(path.parent().unwrap()).unwrap();
@@ -71,6 +72,54 @@ fn a_change_of_attributes_copies_no_data_and_hands_nothing_over() {
     assert_eq!(walk(&union, "file").attr.ino, before.attr.ino);
     assert_eq!(read(&union, "file"), "image");
     assert_eq!(walk(&union, "file").attr.perm, 0o600);
+}
+
+/// Which of these marks a file has.
+fn marks_of(path: &Path) -> Vec<&'static str> {
+    [METACOPY, REDIRECT, ORIGIN]
+        .into_iter()
+        .filter(|name| place(path).xattr(OsStr::new(name)).unwrap().is_some())
+        .collect()
+}
+
+#[test]
+fn a_file_gets_the_marks_that_it_needs_when_it_needs_them() {
+    let bed = Bed::new();
+    bed.lower("file", "image").lower("linked", "second");
+    let union = bed.union();
+    let before = ["file", "linked"].map(|name| walk(&union, name).attr.ino);
+    for name in ["file", "linked"] {
+        chmod(&union, name, 0o600);
+        assert_eq!(marks_of(&bed.path("upper").join(name)), [METACOPY]);
+    }
+    rename(&union, "file", "moved");
+    let (root, other) = (NodeId::ROOT, OsStr::new("other"));
+    let node = walk(&union, "linked").node;
+    union.link(node, root, other).unwrap();
+    union.unlink(root, OsStr::new("linked")).unwrap();
+    let numbers = |union: &Union| ["moved", "other"].map(|name| walk(union, name).attr.ino);
+    for name in ["moved", "other"] {
+        assert_eq!(
+            marks_of(&bed.path("upper").join(name)),
+            [METACOPY, REDIRECT]
+        );
+    }
+    drop(union);
+
+    let union = bed.union();
+    assert_eq!(numbers(&union), before);
+    assert_eq!(read(&union, "moved"), "image");
+    assert_eq!(read(&union, "other"), "second");
+    for name in ["moved", "other"] {
+        write(&union, name, "S");
+        let marks = marks_of(&bed.path("upper").join(name));
+        assert_eq!(marks, [REDIRECT, ORIGIN]);
+    }
+    drop(union);
+
+    let union = bed.union();
+    assert_eq!(numbers(&union), before);
+    assert_eq!(read(&union, "moved"), "Smage");
 }
 
 #[test]
