@@ -4,21 +4,29 @@
 //! DIR/layers/<scale>/made-128/000 … 127        the layers, kept for the next race
 //! DIR/debian.json                             what the Debian packages hold, kept too
 //! DIR/index/lamina/                           indexes of the layers, made anew by each race
-//! DIR/round/{upper,work,mnt,…}                what one run needs, deleted after it
+//! DIR/round/{upper,work,mnt,…}                what one run needs
+//! DIR/spent/0 …                               what former runs left, without the data of its files
 //! DIR/containerd/                             containerd and its snapshotters, as long as they run
 //! DIR/servers.log                             what the servers of the mounts say
 //! ```
 //!
 //! Layers are made when a work needs them for the first time. A stack of layers is complete when
 //! it has its final name; what an interrupted race left behind under another one is deleted.
+//!
+//! What a run wrote is deleted when the race ends, and not before: ext4 without a journal does not
+//! give an inode again for minutes after it was deleted, and looks at each of them in vain when it
+//! makes another one (`recently_deleted`, fs/ext4/ialloc.c). Creating a file would take up to ten times
+//! as long, for whoever comes next. Its data are freed at once.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::CWD;
+use walkdir::WalkDir;
 
 use crate::image::{Image, Scale, Source, layers, repository};
 
@@ -33,6 +41,9 @@ fn room(source: Source) -> u32 {
 
 /// Containers that are kept at once, at scale 1.
 const CROWD: u32 = 1000;
+
+/// Where a containerd lies.
+const STAGE: &str = "containerd";
 
 /// Of what a mount is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +63,8 @@ pub struct Ground {
     crowd: usize,
     userland: Image,
     data: Image,
+    /// How many runs are over.
+    spent: AtomicU32,
     /// Locked as long as we use the directory.
     _lock: File,
 }
@@ -72,6 +85,7 @@ impl Ground {
             source,
             crowd: scale.count(CROWD),
             data: Image::data(scale),
+            spent: AtomicU32::new(0),
         };
         ground.clear()?;
         ground.room()?;
@@ -164,7 +178,7 @@ impl Ground {
 
     /// Fresh directories for one run.
     pub fn round(&self) -> Result<Round> {
-        self.clear_round()?;
+        self.set_aside()?;
         let round = Round {
             dir: self.dir.join("round"),
         };
@@ -177,24 +191,40 @@ impl Ground {
 
     /// Deletes everything but the layers.
     pub fn clear(&self) -> Result<()> {
-        self.clear_round()?;
-        remove_tree(&self.dir.join("index"))?;
-        remove_tree(&self.stage())
+        for name in ["round", "spent", "index", STAGE] {
+            remove_tree(&self.dir.join(name))?;
+        }
+        Ok(())
     }
 
     /// A fresh directory for a containerd.
     pub fn fresh_stage(&self) -> Result<PathBuf> {
-        self.clear()?;
-        fs::create_dir(self.stage())?;
-        Ok(self.stage())
+        self.set_aside()?;
+        remove_tree(&self.dir.join("index"))?;
+        let stage = self.dir.join(STAGE);
+        remove_tree(&stage)?;
+        fs::create_dir(&stage)?;
+        Ok(stage)
     }
 
-    fn stage(&self) -> PathBuf {
-        self.dir.join("containerd")
-    }
-
-    fn clear_round(&self) -> Result<()> {
-        remove_tree(&self.dir.join("round"))
+    /// Puts the directories of the last run away.
+    fn set_aside(&self) -> Result<()> {
+        let round = self.dir.join("round");
+        if !round.exists() {
+            return Ok(());
+        }
+        ensure_unmounted(&round)?;
+        for entry in WalkDir::new(&round) {
+            let entry = entry?;
+            if entry.file_type().is_file() && entry.metadata()?.len() > 0 {
+                File::options().write(true).open(entry.path())?.set_len(0)?;
+            }
+        }
+        let spent = self.dir.join("spent");
+        fs::create_dir_all(&spent)?;
+        let number = self.spent.fetch_add(1, Ordering::Relaxed);
+        fs::rename(&round, spent.join(number.to_string()))?;
+        Ok(())
     }
 }
 
@@ -231,8 +261,8 @@ impl Round {
     }
 }
 
-/// Deletes a tree, if it is there. Refuses one in which something is mounted.
-fn remove_tree(dir: &Path) -> Result<()> {
+/// Fails if something is mounted in a tree.
+fn ensure_unmounted(dir: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let inside = |line: &str| {
         line.split(' ')
@@ -244,6 +274,12 @@ fn remove_tree(dir: &Path) -> Result<()> {
         "something is mounted below {}: unmount it first",
         dir.display()
     );
+    Ok(())
+}
+
+/// Deletes a tree, if it is there. Refuses one in which something is mounted.
+fn remove_tree(dir: &Path) -> Result<()> {
+    ensure_unmounted(dir)?;
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot delete {}", dir.display()))
@@ -266,6 +302,23 @@ pub fn device(path: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_run_wrote_is_kept_without_its_data_until_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let scale = Scale::new(0.001).unwrap();
+        let ground = Ground::new(dir.path(), Source::Made, scale).unwrap();
+        for _ in 0..2 {
+            let upper = ground.round().unwrap().upper();
+            fs::write(upper.join("file"), "data").unwrap();
+        }
+        let kept = dir.path().join("spent/0/upper/file");
+        assert_eq!(fs::metadata(kept).unwrap().len(), 0);
+        ground.clear().unwrap();
+        for name in ["spent", "round"] {
+            assert!(!dir.path().join(name).exists(), "{name}");
+        }
+    }
 
     #[test]
     fn two_races_in_one_directory_would_spoil_each_other() {
