@@ -35,7 +35,6 @@ impl KernelFeatures {
             (Self::PASSTHROUGH, InitFlags::FUSE_PASSTHROUGH),
             (Self::IDMAP, InitFlags::FUSE_ALLOW_IDMAP),
             (Self::READDIRPLUS, InitFlags::FUSE_DO_READDIRPLUS),
-            (Self::READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO),
             (Self::PARALLEL_DIROPS, InitFlags::FUSE_PARALLEL_DIROPS),
             (Self::KILLPRIV_V2, InitFlags::FUSE_HANDLE_KILLPRIV_V2),
             (Self::CACHED_SYMLINKS, InitFlags::FUSE_CACHE_SYMLINKS),

@@ -3,8 +3,9 @@
 //! The file is long because fuser's trait has one method for each of FUSE's forty operations, most
 //! with a line for each argument; there is nothing to it but the list.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -30,6 +31,7 @@ use super::convert::{
 use super::features::KernelFeatures;
 use super::passthrough::{Passthrough, open_mode};
 use super::requests::{Counters, Operation};
+use super::unlinked;
 use crate::error::{Error, Result};
 use crate::types::{Fh, NodeId, SetAttr};
 use crate::union::{Union, Whence};
@@ -59,7 +61,6 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_DO_READDIRPLUS)
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
@@ -83,13 +84,15 @@ pub(super) struct Handler {
     no_opendir: bool,
     counters: Arc<Counters>,
     notifier: Arc<OnceLock<Notifier>>,
+    /// The connection, which fuser keeps to itself.
+    device: File,
 }
 
 impl Handler {
     /// Serves `union` with what the kernel has, except what `without` names.
     /// `idmap`: the mount may be idmapped, or there is none. `no_open`: files are read without
     /// being opened. `notifier` is filled before the first request: it comes from the session of
-    /// this handler.
+    /// this handler. `device`: the connection.
     pub(super) fn new(
         union: Arc<Union>,
         without: KernelFeatures,
@@ -97,6 +100,7 @@ impl Handler {
         no_open: bool,
         counters: Arc<Counters>,
         notifier: Arc<OnceLock<Notifier>>,
+        device: File,
     ) -> Self {
         Self {
             union,
@@ -108,6 +112,7 @@ impl Handler {
             no_opendir: false,
             counters,
             notifier,
+            device,
         }
     }
 
@@ -581,13 +586,14 @@ impl Filesystem for Handler {
     /// up or was removed, which has no node; if it comes first it is left out.
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let mut is_first = true;
+        // What can't come with a node comes alone: the batch ends before it, and the next has it.
+        let (mut is_first, alone) = (true, Cell::new(None));
         fill(
             self.asked(Operation::Readdirplus),
             ino,
@@ -596,12 +602,10 @@ impl Filesystem for Handler {
                 self.union
                     .readdirplus(node(ino), offset, &mut |listed, entry| {
                         let is_dot = listed.name == "." || listed.name == "..";
-                        let is_broken = entry.is_none() && !is_dot;
-                        if (is_broken || entry.is_some_and(has_own_node)) && !is_first {
+                        let has_node = entry.is_some_and(|entry| !has_own_node(entry));
+                        if !is_dot && !has_node {
+                            alone.set(is_first.then(|| listed.clone()));
                             return false;
-                        }
-                        if is_broken {
-                            return true;
                         }
                         is_first = false;
                         let (ttl, attr, generation) = match entry {
@@ -624,7 +628,16 @@ impl Filesystem for Handler {
                         )
                     })
             },
-            ReplyDirectoryPlus::ok,
+            |reply| {
+                let Some(entry) = alone.take() else {
+                    return reply.ok();
+                };
+                if let Err(error) = unlinked::answer(&self.device, request.unique().0, &entry) {
+                    tracing::warn!(%ino, name = ?entry.name, %error, "a listing ends early");
+                }
+                // fuser wants an answer of its own. The kernel takes one; this one is refused.
+                reply.error(Errno::EIO);
+            },
         );
     }
 

@@ -21,6 +21,7 @@ mod features;
 mod handler;
 mod passthrough;
 mod requests;
+mod unlinked;
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -181,6 +182,9 @@ impl Session {
         let acl = config.acl;
         let counters = Arc::new(Counters::default());
         let notifier = Arc::new(OnceLock::new());
+        let connection = device
+            .try_clone()
+            .map_err(|source| failed("cannot copy the descriptor of", device_path, source))?;
         let handler = Handler::new(
             Arc::clone(&union),
             options.without(),
@@ -188,6 +192,7 @@ impl Session {
             options.no_open(),
             Arc::clone(&counters),
             Arc::clone(&notifier),
+            connection,
         );
         let session = fuser::Session::from_fd(handler, device.into(), acl, config)
             .map_err(|source| failed("no handshake with the kernel for", mountpoint, source))?;
