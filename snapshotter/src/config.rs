@@ -41,6 +41,8 @@ pub struct Config {
     pub upper: UpperMode,
     /// Keep what layers and images hold in indexes.
     pub index: bool,
+    /// Copy up the attributes alone of a file of which nothing else changes.
+    pub metacopy: bool,
     /// Copy up only the blocks of a large file that are written.
     pub partial_copy_up: bool,
     /// What is logged, and how.
@@ -130,6 +132,7 @@ impl Default for Config {
             no_open: true,
             upper: UpperMode::default(),
             index: true,
+            metacopy: true,
             partial_copy_up: true,
             log: LogConfig::default(),
         }
@@ -271,7 +274,7 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
 
 const COMMENTED: &str = r#"# Configuration of `lamina serve`, usually /etc/lamina/config.toml.
 # Every value here is the default. The environment (LAMINA_ROOT, LAMINA_ADDRESS, LAMINA_THREADS,
-# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_PARTIAL_COPY_UP,
+# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_METACOPY, LAMINA_PARTIAL_COPY_UP,
 # LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and flags override both. A key that Lamina
 # does not know is an error.
 
@@ -302,6 +305,10 @@ upper = "union"
 # Keep what layers and images hold in indexes beside them, and look there instead of into the layers.
 # Only for telling apart what is broken: without them every directory is merged when it is first used.
 index = true
+
+# When a container changes owner, mode, times, xattrs or names of an image's file, copy no data.
+# Only for telling apart what is broken.
+metacopy = true
 
 # Of an image's file of 64 MiB or more that a container writes, copy only the blocks that are written,
 # where the file system can't share blocks (ext4). Until half of it is written, such a file is read

@@ -47,6 +47,8 @@ pub struct ServeOptions {
     pub upper: UpperMode,
     /// Whether images have an index.
     pub index: bool,
+    /// Whether a change of attributes copies up the attributes alone.
+    pub metacopy: bool,
     /// Whether only the blocks of a large file are copied up that are written.
     pub partial_copy_up: bool,
 }
@@ -62,6 +64,7 @@ pub async fn serve(
     let mut mounter = FuseMounter::new(options.threads, options.passthrough);
     mounter.no_open = options.no_open;
     mounter.index = options.index;
+    mounter.metacopy = options.metacopy;
     mounter.partial_copy_up = options.partial_copy_up;
     let mounter = Arc::new(mounter);
     serve_with(options, mounter, ready, shutdown).await

@@ -74,6 +74,8 @@ pub struct FuseMounter {
     pub no_open: bool,
     /// Whether images have an index.
     pub index: bool,
+    /// Whether a change of attributes copies up the attributes alone.
+    pub metacopy: bool,
     /// Whether only the blocks of a large file are copied up that are written.
     pub partial_copy_up: bool,
     images: Chains<Image>,
@@ -87,6 +89,7 @@ impl FuseMounter {
             passthrough,
             no_open: true,
             index: true,
+            metacopy: true,
             partial_copy_up: true,
             images: Chains::new(),
         }
@@ -132,8 +135,10 @@ impl Mounter for FuseMounter {
             ..SessionOptions::default()
         };
         let in_part = self.partial_copy_up.then_some(PARTIAL_FROM);
-        let union = Arc::new(Union::new(image, upper)?.partial_copy_up_from(in_part));
-        let session = Session::mount(union, plan.at, &options)?;
+        let union = Union::new(image, upper)?
+            .metacopy(self.metacopy)
+            .partial_copy_up_from(in_part);
+        let session = Session::mount(Arc::new(union), plan.at, &options)?;
         Ok(Box::new(session))
     }
 

@@ -56,6 +56,7 @@ fn the_daemon() {
         no_open: true,
         upper: UpperMode::default(),
         index: true,
+        metacopy: true,
         partial_copy_up: true,
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");

@@ -60,6 +60,14 @@ pub(super) enum Depth {
 }
 
 impl Union {
+    /// The same union; with `false` a change of attributes or names copies a file's data too, as
+    /// overlayfs with `metacopy=off`. Files that have their data in the image stay as they are.
+    #[must_use]
+    pub fn metacopy(mut self, on: bool) -> Union {
+        self.metacopy = on;
+        self
+    }
+
     /// Makes sure that the upper has a node's file, as deep as that, and returns the node that
     /// stands for it then.
     ///
@@ -293,7 +301,8 @@ impl<'u> Copy<'u> {
         let is_file = attr.kind == FileKind::Regular
             && union.image.path(image).as_os_str().len() <= REDIRECT_MAX;
         let in_part = is_file && depth == Depth::Blocks && union.is_copied_in_part(attr.size)?;
-        let is_complete = !is_file || (depth != Depth::Attributes && !in_part);
+        let is_metacopy = is_file && depth == Depth::Attributes && union.metacopy;
+        let is_complete = !is_metacopy && !in_part;
         let (dir, temp) = upper.work_name();
         let mut copy = Copy {
             upper,
@@ -347,7 +356,6 @@ impl<'u> Copy<'u> {
             place.chmod(u32::from(attr.perm))?;
         }
         copy_xattrs(union, image, &place)?;
-        let is_metacopy = !copy.is_complete && copy.blocks.is_none();
         // A metacopy file is known by where its data are, until they come.
         if attr.kind != FileKind::Directory && !(is_metacopy && attr.nlink == 1) {
             copy.handle = mark_origin(union, image, &place)?;

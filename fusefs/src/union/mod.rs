@@ -68,6 +68,8 @@ pub struct Union {
     names: RwLock<()>,
     /// Whether the upper became a layer, which nobody may change.
     sealed: AtomicBool,
+    /// Whether a change of attributes copies the attributes alone.
+    metacopy: bool,
     /// The length from which files are copied up in part.
     partial_from: Option<u64>,
     /// Upper directories, opened with `O_PATH`.
@@ -110,6 +112,7 @@ impl Union {
             listings: Listings::default(),
             names: RwLock::new(()),
             sealed: AtomicBool::new(false),
+            metacopy: true,
             partial_from: Some(PARTIAL_FROM),
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
         })

@@ -56,6 +56,7 @@ Options (-o), separated by commas; a backslash before `,` `:` `\` keeps them in 
   without=A:B       features of the kernel to leave aside, as if it were an older one: passthrough,
                     idmap, readdirplus, parallel_dirops, killpriv_v2, cached_symlinks,
                     no_opendir, or all
+  metacopy=off      copy the data too where only attributes or names of a file change
   partial_copy_up=X on, off, or the length in bytes from which only the blocks of a file are copied
                     up that are written (64 MiB)
   Other options of fuse-overlayfs and unknown ones are ignored with a warning.
@@ -172,7 +173,9 @@ impl Plan {
             (Some(upper), Some(work)) => Some(Upper::open(upper, work)?),
             _ => None,
         };
-        let union = Union::new(image, upper)?.partial_copy_up_from(options.partial_copy_up);
+        let union = Union::new(image, upper)?
+            .metacopy(options.metacopy)
+            .partial_copy_up_from(options.partial_copy_up);
         let union = Arc::new(union);
         let session = SessionOptions {
             fsname: self.fsname.clone(),

@@ -45,6 +45,8 @@ pub(super) struct MountOptions {
     pub no_open: bool,
     /// `without`: features of the kernel to leave aside.
     pub without: KernelFeatures,
+    /// `metacopy`: a change of attributes copies up the attributes alone.
+    pub metacopy: bool,
     /// `partial_copy_up`: the length from which files are copied up in part (bytes), if at all.
     pub partial_copy_up: Option<u64>,
     /// What was asked for and will not happen, one sentence each.
@@ -60,6 +62,9 @@ pub(super) enum OptionError {
     /// Two colons in a row, or one at an end.
     #[error("lowerdir has an empty entry")]
     EmptyLower,
+    /// No switch.
+    #[error("option `{0}` is `on` or `off`, not `{1}`")]
+    BadSwitch(&'static str, String),
     /// Neither a switch nor a length.
     #[error("option `partial_copy_up` is `on`, `off` or a number of bytes, not `{0}`")]
     BadLength(String),
@@ -88,6 +93,7 @@ impl MountOptions {
             allow_other: privileged,
             suid: privileged,
             exec: true,
+            metacopy: true,
             partial_copy_up: Some(PARTIAL_FROM),
             ..MountOptions::default()
         };
@@ -148,6 +154,7 @@ impl MountOptions {
                 (self.read_only, self.suid, self.dev, self.exec) = (false, true, true, true);
             }
             "without" => self.without |= features(needed("without", value)?)?,
+            "metacopy" => self.metacopy = switch("metacopy", needed("metacopy", value)?)?,
             "partial_copy_up" => {
                 self.partial_copy_up = length(needed("partial_copy_up", value)?)?;
             }
@@ -205,6 +212,18 @@ impl MountOptions {
                     .push(format!("option `{name}` is unknown, and ignored"));
             }
         }
+    }
+}
+
+/// `on` or `off`.
+fn switch(name: &'static str, value: &[u8]) -> Result<bool, OptionError> {
+    match String::from_utf8_lossy(value).as_ref() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(OptionError::BadSwitch(
+            name,
+            other.escape_debug().to_string(),
+        )),
     }
 }
 

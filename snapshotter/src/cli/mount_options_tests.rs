@@ -247,6 +247,18 @@ fn an_index_has_a_place_or_is_left_out() {
 }
 
 #[test]
+fn attributes_are_copied_up_alone_unless_switched_off() {
+    assert!(parse("lowerdir=/l").metacopy);
+    assert!(!parse("lowerdir=/l,metacopy=off").metacopy);
+    assert!(parse("lowerdir=/l,metacopy=off,metacopy=on").metacopy);
+    let refused = parse_all(&["lowerdir=/l,metacopy=yes"]).unwrap_err();
+    assert_eq!(
+        refused,
+        OptionError::BadSwitch("metacopy", "yes".to_owned())
+    );
+}
+
+#[test]
 fn files_are_copied_up_in_part_from_a_length_on() {
     let from = |option: &str| parse(&format!("lowerdir=/l{option}")).partial_copy_up;
     assert_eq!(from(""), Some(PARTIAL_FROM));

@@ -40,6 +40,9 @@ pub(super) struct ServeArgs {
     /// Keep what layers and images hold in indexes [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_INDEX")]
     index: Option<bool>,
+    /// Copy up the attributes alone of a file of which nothing else changes [default: true]
+    #[arg(long, value_name = "BOOL", env = "LAMINA_METACOPY")]
+    metacopy: Option<bool>,
     /// Copy up only the blocks of a large file that are written [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_PARTIAL_COPY_UP")]
     partial_copy_up: Option<bool>,
@@ -79,6 +82,9 @@ impl ServeArgs {
         if let Some(index) = self.index {
             config.index = index;
         }
+        if let Some(metacopy) = self.metacopy {
+            config.metacopy = metacopy;
+        }
         if let Some(partial) = self.partial_copy_up {
             config.partial_copy_up = partial;
         }
@@ -108,6 +114,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         no_open: config.no_open,
         upper: config.upper,
         index: config.index,
+        metacopy: config.metacopy,
         partial_copy_up: config.partial_copy_up,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()

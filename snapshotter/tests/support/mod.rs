@@ -45,6 +45,7 @@ pub fn options(dir: &Path) -> ServeOptions {
         no_open: true,
         upper: UpperMode::default(),
         index: true,
+        metacopy: true,
         partial_copy_up: true,
     }
 }

@@ -74,6 +74,24 @@ fn a_change_of_attributes_copies_no_data_and_hands_nothing_over() {
     assert_eq!(walk(&union, "file").attr.perm, 0o600);
 }
 
+#[test]
+fn switched_off_all_data_are_copied() {
+    let bed = Bed::new();
+    bed.lower("file", "image").lower("read", "image");
+    let union = bed.union().metacopy(false);
+    let before = walk(&union, "file");
+    chmod(&union, "file", 0o600);
+    assert_eq!(marks_of(&bed.path("upper/file")), [ORIGIN]);
+    assert_eq!(fs::read(bed.path("upper/file")).unwrap(), b"image");
+    assert_eq!(walk(&union, "file").node, before.node);
+    // With somebody reading, another node has the copy.
+    let reader = union.open(ROOT, walk(&union, "read").node, OFlags::RDONLY);
+    chmod(&union, "read", 0o640);
+    assert_eq!(walk(&union, "read").attr.perm, 0o640);
+    assert_eq!(read(&union, "read"), "image");
+    union.release(reader.unwrap().fh);
+}
+
 /// Which of these marks a file has.
 fn marks_of(path: &Path) -> Vec<&'static str> {
     [METACOPY, REDIRECT, ORIGIN]
