@@ -44,6 +44,10 @@ use crate::error::{Error, Result};
 use crate::sys::memory::keep_large_buffers_lazy;
 use crate::union::Union;
 
+/// A directive for the log: nothing of answers that the kernel did not want, because their caller was
+/// killed or had another one (`unlinked`). Nobody could do anything about them.
+pub const NO_UNWANTED_ANSWERS: &str = "fuser::reply=off";
+
 /// The file system type in `/proc/mounts`: `fuse`, with a subtype for people.
 const FS_TYPE: &str = "fuse.lamina";
 

@@ -9,8 +9,7 @@ use tracing_subscriber::EnvFilter;
 /// Starts logging at `level` (a level, or directives for single modules).
 pub(super) fn init(level: &str, format: LogFormat) -> Result<()> {
     let filter = EnvFilter::try_new(level).with_context(|| format!("log level `{level}`"))?;
-    // It tells of answers that the kernel did not want: the caller was killed meanwhile, or had one.
-    let filter = filter.add_directive("fuser::reply=off".parse()?);
+    let filter = filter.add_directive(lamina_fusefs::session::NO_UNWANTED_ANSWERS.parse()?);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
