@@ -21,7 +21,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -63,8 +62,6 @@ pub struct Ground {
     crowd: usize,
     userland: Image,
     data: Image,
-    /// How many runs are over.
-    spent: AtomicU32,
     /// Locked as long as we use the directory.
     _lock: File,
 }
@@ -85,7 +82,6 @@ impl Ground {
             source,
             crowd: scale.count(CROWD),
             data: Image::data(scale),
-            spent: AtomicU32::new(0),
         };
         ground.clear()?;
         ground.room()?;
@@ -222,7 +218,7 @@ impl Ground {
         }
         let spent = self.dir.join("spent");
         fs::create_dir_all(&spent)?;
-        let number = self.spent.fetch_add(1, Ordering::Relaxed);
+        let number = fs::read_dir(&spent)?.count();
         fs::rename(&round, spent.join(number.to_string()))?;
         Ok(())
     }

@@ -274,9 +274,9 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
 
 const COMMENTED: &str = r#"# Configuration of `lamina serve`, usually /etc/lamina/config.toml.
 # Every value here is the default. The environment (LAMINA_ROOT, LAMINA_ADDRESS, LAMINA_THREADS,
-# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_METACOPY, LAMINA_PARTIAL_COPY_UP,
-# LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and flags override both. A key that Lamina
-# does not know is an error.
+# LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_METACOPY,
+# LAMINA_PARTIAL_COPY_UP, LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and flags override
+# both. A key that Lamina does not know is an error.
 
 # Where snapshots and their metadata live: a file system with xattrs (ext4, xfs, btrfs), and a
 # directory that only root can enter.

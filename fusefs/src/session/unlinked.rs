@@ -10,7 +10,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 
-use crate::types::{DirEntry, FileKind};
+use crate::sys::type_of_kind;
+use crate::types::DirEntry;
 
 /// `struct fuse_out_header`: length, error, the request's number.
 const HEADER: usize = 16;
@@ -44,29 +45,18 @@ fn encode(unique: u64, entry: &DirEntry) -> io::Result<Vec<u8>> {
     bytes.extend(entry.ino.0.to_ne_bytes());
     bytes.extend(entry.next_offset.to_ne_bytes());
     bytes.extend(short(name.len())?.to_ne_bytes());
-    bytes.extend(d_type(entry.kind).to_ne_bytes());
+    // IFTODT of dirent.h.
+    let d_type = type_of_kind(entry.kind).as_raw_mode() >> 12;
+    bytes.extend(d_type.to_ne_bytes());
     bytes.extend(name);
     bytes.resize(length, 0);
     Ok(bytes)
 }
 
-/// `DT_REG` and the like (readdir(3)).
-fn d_type(kind: FileKind) -> u32 {
-    match kind {
-        FileKind::Fifo => 1,
-        FileKind::CharDevice => 2,
-        FileKind::Directory => 4,
-        FileKind::BlockDevice => 6,
-        FileKind::Regular => 8,
-        FileKind::Symlink => 10,
-        FileKind::Socket => 12,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Ino;
+    use crate::types::{FileKind, Ino};
 
     #[test]
     fn the_bytes_are_the_kernels_structures() {

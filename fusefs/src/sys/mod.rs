@@ -68,3 +68,16 @@ pub(crate) fn kind_of_type(file_type: FileType) -> Option<FileKind> {
         FileType::Unknown => None,
     }
 }
+
+/// The type of such a file, which has the bits of `st_mode` and, shifted, those of `d_type`.
+pub(crate) fn type_of_kind(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::CharDevice => FileType::CharacterDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::Fifo => FileType::Fifo,
+        FileKind::Socket => FileType::Socket,
+    }
+}

@@ -20,7 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
-use rustix::fs::{FileType, Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::device::copy_device;
@@ -35,6 +35,7 @@ use crate::sys::change::{
 use crate::sys::copy::copy_data;
 use crate::sys::handle::FileHandle;
 use crate::sys::place::Place;
+use crate::sys::type_of_kind;
 use crate::types::{Attr, FileKind, SetTime};
 use crate::upper::Upper;
 
@@ -347,7 +348,13 @@ impl<'u> Copy<'u> {
             FileKind::CharDevice if attr.rdev == marks::WHITEOUT_DEVICE => {
                 copy_device(&copy.dir, &copy.temp, private)?;
             }
-            kind => mknodat(&copy.dir, &copy.temp, special(kind), private, attr.rdev)?,
+            kind => mknodat(
+                &copy.dir,
+                &copy.temp,
+                type_of_kind(kind),
+                private,
+                attr.rdev,
+            )?,
         }
         // The order matters: chown clears setuid, setgid and capabilities; everything but
         // utimens changes times.
@@ -450,18 +457,5 @@ fn mark_origin(union: &Union, image: ImageId, place: &Place) -> Result<Option<Fi
         // A file system without handles, or no privilege: the number changes at a remount.
         Err(Errno::OPNOTSUPP | Errno::PERM | Errno::OVERFLOW) => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// The type bits of a device, pipe or socket.
-fn special(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::CharDevice => FileType::CharacterDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::Fifo => FileType::Fifo,
-        FileKind::Socket => FileType::Socket,
-        FileKind::Regular => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
     }
 }

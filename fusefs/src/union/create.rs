@@ -113,7 +113,7 @@ impl Union {
         let dir = self.upper_dir(&parent)?;
         let place = self.upper_place(&node)?;
         let free = self.free_name(&parent, &dir, name)?;
-        self.mark_dir_of(&node, &parent, &dir, &place)?;
+        self.mark_for_name(&node, &parent, &dir, &place)?;
         let link = node.state.lock().link.clone();
         if let Some(link) = link {
             self.writable()?.links().count_with_upper(&link)?;
@@ -182,11 +182,11 @@ impl Union {
         }
     }
 
-    /// Before a file gets a name in a directory: one with files that carry an origin (their inode
-    /// number is not their own) or stand for a device is marked. After a crash between the two the
-    /// file would else be something else than it was. Where the image has its data, the file is told
-    /// in which place: they are not at the new name.
-    pub(super) fn mark_dir_of(
+    /// Sets the marks that a file needs before it gets a name in a directory. If it carries an origin
+    /// (its inode number is not its own) or stands for a device, the directory is marked: after a crash
+    /// between the two the file would else be something else than it was. If the image has its data, the
+    /// file says where: they are not at the new name.
+    pub(super) fn mark_for_name(
         &self,
         node: &Node,
         parent: &Arc<Node>,

@@ -246,7 +246,7 @@ impl Union {
     fn prepare_move(&self, node: &Node, from: &End<'_>, to: &End<'_>) -> Result<()> {
         let place = Place::at(&from.dir, from.name);
         if !node.is_dir() {
-            return self.mark_dir_of(node, &to.parent, &to.dir, &place);
+            return self.mark_for_name(node, &to.parent, &to.dir, &place);
         }
         match node.image() {
             Some(image) => {
