@@ -1,10 +1,19 @@
 //! One image for each chain of layers, for as long as somebody uses it.
 //!
 //! Images are expensive to build and cheap to share, so all sessions over one chain hold the same
-//! one. The table holds weak references: the last session takes the image with it.
+//! one. The table holds weak references: the last session takes the image with it, unless it is
+//! among those that were [kept](Chains::keep) last. Opening an image checks its whole index, which
+//! is most of what a lone container would wait for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use lru::LruCache;
+
+/// How many values are kept that nobody uses. Each costs a descriptor for each of its layers, and
+/// its index stays mapped.
+const KEPT: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
 
 type Slot<T> = Arc<Mutex<Weak<T>>>;
 
@@ -13,12 +22,14 @@ pub(crate) struct Chains<T> {
     /// Lock order: the table, then (never the other way) a slot. A slot is locked while its value
     /// is built, so that a hundred containers of one image build it once.
     slots: Mutex<HashMap<u64, Slot<T>>>,
+    kept: Mutex<LruCache<u64, Arc<T>>>,
 }
 
 impl<T> Chains<T> {
     pub(crate) fn new() -> Chains<T> {
         Chains {
             slots: Mutex::new(HashMap::new()),
+            kept: Mutex::new(LruCache::new(KEPT)),
         }
     }
 
@@ -40,6 +51,21 @@ impl<T> Chains<T> {
         let built = build()?;
         *value = Arc::downgrade(&built);
         Ok(built)
+    }
+
+    /// Keeps a chain's value when its last user is gone, until others were kept more lately.
+    pub(crate) fn keep(&self, chain: u64, value: Arc<T>) {
+        // What has to go is dropped when the lock is free again.
+        let _gone = self.kept().push(chain, value);
+    }
+
+    /// Ends the keeping: the chain is about to be deleted.
+    pub(crate) fn forget(&self, chain: u64) {
+        let _gone = self.kept().pop(&chain);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, LruCache<u64, Arc<T>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -104,5 +130,30 @@ mod tests {
             "chain 1 is forgotten"
         );
         drop(other);
+    }
+    #[test]
+    fn those_used_last_are_kept_until_they_are_deleted() {
+        let chains = Chains::new();
+        let anew = |chain| {
+            let mut built = false;
+            let build = || {
+                built = true;
+                Ok::<_, ()>(Arc::new(chain))
+            };
+            let value = chains.get(chain, build).expect("build");
+            chains.keep(chain, value);
+            built
+        };
+        assert!(anew(0));
+        assert!(!anew(0));
+        for other in 1..8 {
+            assert!(anew(other));
+        }
+        assert!(!anew(0), "used again, it outlasts the ninth");
+        assert!(anew(8));
+        assert!(!anew(0));
+        assert!(anew(1), "which was used before all others");
+        chains.forget(0);
+        assert!(anew(0));
     }
 }

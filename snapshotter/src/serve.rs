@@ -49,6 +49,9 @@ pub trait Mounter: Send + Sync {
 
     /// A snapshot was committed, and its files will never change again.
     fn committed(&self, _layout: &Layout, _id: u64) {}
+
+    /// A snapshot was removed, and its files are about to be deleted.
+    fn removed(&self, _id: u64) {}
 }
 
 /// A mounted union. Dropping it detaches the mount and does not wait.
@@ -99,7 +102,7 @@ impl FuseMounter {
         let Some(&top) = chain.first() else {
             return Image::new(Vec::new());
         };
-        self.images.get(top, || {
+        let image = self.images.get(top, || {
             let places: Vec<_> = chain.iter().map(|id| indexes::place(layout, *id)).collect();
             if self.index {
                 return Image::open_indexed(&places, &layout.image_index(top));
@@ -109,7 +112,12 @@ impl FuseMounter {
                 Ok(layer)
             });
             Image::new(layers.collect::<lamina_fusefs::Result<_>>()?)
-        })
+        })?;
+        // Without an index, what was looked at is in memory.
+        if image.is_indexed() {
+            self.images.keep(top, Arc::clone(&image));
+        }
+        Ok(image)
     }
 }
 
@@ -146,6 +154,10 @@ impl Mounter for FuseMounter {
         if self.index {
             indexes::make(layout, id);
         }
+    }
+
+    fn removed(&self, id: u64) {
+        self.images.forget(id);
     }
 }
 
@@ -305,6 +317,11 @@ impl Sessions {
         self.mounter.committed(&self.layout, id);
     }
 
+    /// Notes that a snapshot is gone from the store, so that nothing keeps its files on the disk.
+    pub fn removed(&self, id: u64) {
+        self.mounter.removed(id);
+    }
+
     /// Ends the use of a chain's image mount by a snapshot; the last one ends the mount.
     pub fn stop_image(&self, user: u64, top: u64) {
         let Some(slot) = locked(&self.images).get(&top).map(Arc::clone) else {
@@ -408,6 +425,8 @@ pub mod testing {
     pub struct FakeMounter {
         /// Mount points in use.
         pub mounted: Arc<Mutex<BTreeSet<PathBuf>>>,
+        /// Snapshots that were removed.
+        pub removed: Arc<Mutex<BTreeSet<u64>>>,
         /// Whether the next mounts fail.
         pub broken: Arc<AtomicBool>,
         /// Whether somebody stays on a mount that is detached.
@@ -455,6 +474,10 @@ pub mod testing {
                 at: plan.at.to_owned(),
                 of: self.clone(),
             }))
+        }
+
+        fn removed(&self, id: u64) {
+            locked(&self.removed).insert(id);
         }
     }
 

@@ -171,6 +171,7 @@ impl Snapshots {
         }
         let access = mounts::access(&self.layout, key, &record, &chain);
         self.stop(access.as_ref(), record.id);
+        self.sessions.removed(record.id);
         dirs::discard(&self.layout, record.id);
         Ok(())
     }

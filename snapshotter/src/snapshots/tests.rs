@@ -1,6 +1,7 @@
 //! The verbs with a fake mounter: what is on the disk, mounted and in the store after each, after
 //! a failure in the middle, and after a crash.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -52,6 +53,8 @@ fn a_container_has_a_mount_for_as_long_as_it_is_active() {
     );
     all.remove("saved").expect("remove");
     all.remove("base").expect("remove");
+    let removed = mounter.removed.lock().expect("lock").clone();
+    assert_eq!(removed, BTreeSet::from([1, 2]));
     drop(all);
     assert_eq!(
         fs::read_dir(dir.path().join("snapshots"))
