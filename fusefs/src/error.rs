@@ -85,6 +85,14 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The bytes of a layer that was not unpacked can't be had, or are not the right ones.
+    #[error("layer {layer}: {flaw}")]
+    Blob {
+        /// The layer's name.
+        layer: String,
+        /// Why.
+        flaw: std::sync::Arc<crate::blob::Flaw>,
+    },
     /// An index can't be used, and has to be made again.
     #[error("index {path}: {flaw}", path = .path.display())]
     BadIndex {

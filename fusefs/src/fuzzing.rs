@@ -7,6 +7,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
+use crate::blob::{
+    Compression, Contents, Digest, Limits, Toc, estargz, seal_and_ask, zstd_chunked,
+};
 use crate::marks::{
     Mark, Nlink, Redirect, decode_origin, encode_origin, parse_nlink, parse_redirect,
 };
@@ -86,4 +89,75 @@ pub fn index_name(name: &[u8]) {
 /// An index: what is accepted can be read, and is one tree.
 pub fn index(bytes: &[u8]) {
     crate::index::asked::seal_and_ask(bytes);
+}
+
+/// What whoever fuzzes has patience for.
+const SMALL: Limits = Limits {
+    toc_bytes: 1 << 20,
+    entries: 10_000,
+    depth: 100,
+    xattr_bytes: 64 << 10,
+    chunk_bytes: 1 << 20,
+    layer_bytes: 64 << 20,
+};
+
+/// A table of contents: what is accepted makes a sound index and a sound chunk table.
+pub fn toc(json: &[u8]) {
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let toc = Toc {
+            json: json.to_vec(),
+            data_end: 1 << 40,
+            compression,
+        };
+        if let Ok(contents) = Contents::of_toc(&toc, &SMALL) {
+            sound(&contents);
+        }
+    }
+}
+
+/// An ordinary blob, or the archive in one.
+pub fn ordinary_blob(bytes: &[u8]) {
+    if let Ok(ordinary) = Contents::of_gzip(bytes, &SMALL) {
+        sound(&ordinary.contents);
+    }
+}
+
+/// An archive.
+pub fn archive(bytes: &[u8]) {
+    let mut blob = Vec::new();
+    let mut encoder = flate2::bufread::GzEncoder::new(bytes, flate2::Compression::fast());
+    if std::io::Read::read_to_end(&mut encoder, &mut blob).is_ok() {
+        ordinary_blob(&blob);
+    }
+}
+
+/// The end of a blob, and what the manifest says of it.
+pub fn footer(bytes: &[u8]) {
+    let (size, wanted) = (bytes.len() as u64, Digest::of(b""));
+    if let Some(footer) = bytes.last_chunk()
+        && let Ok(place) = estargz::toc(footer, size, &SMALL)
+    {
+        assert!(place.start < place.end && place.end <= size);
+        let start = usize::try_from(place.start).expect("it is inside");
+        assert!(estargz::read(&bytes[start..], place.start, wanted, &SMALL).is_err());
+    }
+    if let Ok(position) = std::str::from_utf8(bytes)
+        && let Ok((place, _)) = zstd_chunked::toc(position, 1 << 30, &SMALL)
+    {
+        assert!(place.start < place.end && place.end <= 1 << 30);
+    }
+}
+
+/// A chunk table with the checksum that fits.
+pub fn chunk_table(bytes: &[u8]) {
+    seal_and_ask(bytes, &SMALL);
+}
+
+fn sound(contents: &Contents) {
+    let (index, table) = contents.bytes().expect("no test is so large");
+    assert!(crate::index::asked::seal_and_ask(&index));
+    assert!(seal_and_ask(&table, &SMALL));
+    for path in contents.implied() {
+        assert!(is_inside(&path));
+    }
 }

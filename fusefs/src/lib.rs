@@ -9,12 +9,14 @@
 //! - [`image`] merges layers to one immutable tree that every container of the image shares.
 //! - [`index`] keeps a layer or an image in one file that is mapped into memory.
 //! - [`layer`] is where a layer's entries and bytes come from.
+//! - [`blob`] reads a layer that was not unpacked.
 //! - [`upper`] is the one mutable place: what a container wrote, in overlayfs's format.
 //! - [`check`] looks whether an upper fits its layers, and says what is wrong with it.
 //! - `marks` knows how whiteouts, opaque directories and redirects look on disk.
 //! - `sys` holds the system calls, and the only `unsafe` code.
 //! - [`types`], [`error`] and `errno` are the words that all of them speak.
 
+pub mod blob;
 pub mod check;
 mod errno;
 pub mod error;

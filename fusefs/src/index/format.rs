@@ -13,7 +13,7 @@ pub(super) const VERSION: u32 = 1;
 /// Bytes of the header.
 pub(super) const HEADER: usize = 64;
 /// Where the checksum lies, which covers all bytes but its own.
-pub(super) const CHECKSUM: std::ops::Range<usize> = 24..32;
+pub(crate) const CHECKSUM: std::ops::Range<usize> = 24..32;
 /// Bytes of a stamp.
 pub(super) const STAMP: usize = 24;
 /// Bytes of a record.
@@ -29,12 +29,12 @@ pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
 }
 
 /// `u32` at an offset.
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     chunk(bytes, at).map_or(0, u32::from_le_bytes)
 }
 
 /// `u64` at an offset.
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     chunk(bytes, at).map_or(0, u64::from_le_bytes)
 }
 
@@ -136,7 +136,7 @@ impl Header {
 }
 
 /// The checksum of an index: XXH3-64 of everything but the checksum.
-pub(super) fn checksum(bytes: &[u8]) -> u64 {
+pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     use std::hash::Hasher;
     let mut hasher = twox_hash::XxHash3_64::new();
     hasher.write(bytes.get(..CHECKSUM.start).unwrap_or_default());
@@ -145,7 +145,7 @@ pub(super) fn checksum(bytes: &[u8]) -> u64 {
 }
 
 /// Puts the checksum into a finished index.
-pub(super) fn seal(bytes: &mut [u8]) {
+pub(crate) fn seal(bytes: &mut [u8]) {
     let sum = checksum(bytes).to_le_bytes();
     if let Some(field) = bytes.get_mut(CHECKSUM) {
         field.copy_from_slice(&sum);

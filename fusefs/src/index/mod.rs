@@ -22,10 +22,11 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 pub(crate) use build::{Entry, build};
+pub(crate) use format::{CHECKSUM, checksum, seal, u32_at, u64_at};
 pub use layer::IndexedLayer;
 pub use save::is_leftover;
 pub(crate) use save::save;
-pub(crate) use tree::Index;
+pub(crate) use tree::{Bytes, Index};
 
 use crate::error::{Error, Result};
 use crate::layer::DirLayer;

@@ -27,7 +27,7 @@ pub(crate) struct Index {
 
 /// Where an index lies.
 #[derive(Debug)]
-enum Bytes {
+pub(crate) enum Bytes {
     /// In a file, shared with everybody who uses it.
     Mapped(Map),
     /// In this process's own memory.
@@ -45,12 +45,9 @@ impl Deref for Bytes {
     }
 }
 
-impl Index {
-    /// The root's record.
-    pub(crate) const ROOT: u32 = 0;
-
-    /// Opens an index, and verifies all of it.
-    pub(crate) fn open(path: &Path, kind: Kind) -> Result<Index> {
+impl Bytes {
+    /// Maps a file.
+    pub(crate) fn map(path: &Path) -> Result<Bytes> {
         let failed = |source: io::Error| Error::Path {
             action: "cannot open the index",
             path: path.to_owned(),
@@ -61,8 +58,17 @@ impl Index {
         if file.metadata().map_err(failed)?.len() == 0 {
             return Err(Flaw::Truncated.of(path));
         }
-        let map = Map::of(&file).map_err(failed)?;
-        Index::verified(Bytes::Mapped(map), kind).map_err(|flaw| flaw.of(path))
+        Ok(Bytes::Mapped(Map::of(&file).map_err(failed)?))
+    }
+}
+
+impl Index {
+    /// The root's record.
+    pub(crate) const ROOT: u32 = 0;
+
+    /// Opens an index, and verifies all of it.
+    pub(crate) fn open(path: &Path, kind: Kind) -> Result<Index> {
+        Index::verified(Bytes::map(path)?, kind).map_err(|flaw| flaw.of(path))
     }
 
     /// An index that was just built, or any bytes.

@@ -8,6 +8,7 @@
 //! - [`handle`] turns files to handles that outlive names, and back.
 //! - [`copy`] copies data, keeping its holes.
 //! - [`extents`] tells which parts of a file have data of their own.
+//! - [`inflate`] inflates from the middle of a stream.
 //! - [`map`] maps files into memory.
 //! - [`memory`] keeps large buffers from taking memory that they don't use.
 
@@ -18,6 +19,7 @@ pub(crate) mod copy;
 pub(crate) mod dir;
 pub(crate) mod extents;
 pub(crate) mod handle;
+pub(crate) mod inflate;
 pub(crate) mod map;
 pub(crate) mod memory;
 pub(crate) mod place;

@@ -26,11 +26,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, flock};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
-#[cfg(fuzzing)]
-pub(crate) use links::from_hex;
-#[cfg(any(test, fuzzing))]
-pub(crate) use links::to_hex;
-pub(crate) use links::{LinkIndex, handle_of};
+pub(crate) use links::{LinkIndex, from_hex, handle_of, to_hex};
 pub(crate) use stage::Stage;
 
 use crate::error::{Error, Result};

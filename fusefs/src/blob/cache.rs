@@ -1,0 +1,377 @@
+//! The files of blobs that are here: each whole, under the digest of its bytes, and shared by all
+//! layers and images that have it.
+//!
+//! ```text
+//! cache/
+//!   state         the boot in which files were last added, or "clean": all of them are on disk
+//!   files/XX/D    a file with digest D, which begins with XX
+//!   doubtful-N/   the same, from a boot that ended without a word
+//!   new/          files that are being written; cleared at every start
+//! ```
+//!
+//! Nothing is synced when a file is added: most of them are small, and a cache may lose what it
+//! has. What it may not do is hand out something else. While the host runs, a name in `files` is
+//! given to whole files only. After a power loss, any of them may be torn; so they are set aside
+//! when the next boot opens the cache, all at once by one rename, and each is held against its
+//! digest when it is next wanted.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock,
+    fstat, futimens, openat, statat, syncfs,
+};
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+
+use super::digest::Digest;
+use crate::error::{Error, Result};
+use crate::sys::beneath::{open_root, reopen};
+use crate::sys::change::{create, fsync, mkdirat, renameat, unlinkat, write_all_at};
+use crate::sys::dir::{clear, read_dir, remove_tree};
+use crate::types::FileKind;
+
+/// What tells one boot of the host from another (proc(5)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The state of a cache of which all is on disk.
+const CLEAN: &str = "clean";
+/// How long the time of a file's last use is good enough, in seconds.
+const USED_LATELY: i64 = 60;
+
+/// The cache in one directory.
+#[derive(Debug)]
+pub struct Cache {
+    root: OwnedFd,
+    files: OwnedFd,
+    new: OwnedFd,
+    /// Files that have to be looked through, the oldest first.
+    doubtful: Vec<OwnedFd>,
+    next: AtomicU64,
+}
+
+/// What a cache holds.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Holds {
+    /// Files.
+    pub files: u64,
+    /// Bytes that they take on the disk.
+    pub bytes: u64,
+}
+
+/// A file of the cache, as [`Cache::shrink`] sees it.
+struct Kept<'c> {
+    tree: &'c OwnedFd,
+    path: PathBuf,
+    used: (i64, i64),
+    bytes: u64,
+}
+
+impl Cache {
+    /// Opens the cache in an existing directory, which nobody else may use.
+    pub fn open(dir: &Path) -> Result<Cache> {
+        let boot = std::fs::read_to_string(BOOT_ID).map_err(|source| Error::Path {
+            action: "cannot read",
+            path: BOOT_ID.into(),
+            source,
+        })?;
+        Cache::open_in(dir, boot.trim()).map_err(|errno| Error::Path {
+            action: "cannot open the cache in",
+            path: dir.to_owned(),
+            source: errno.into(),
+        })
+    }
+
+    fn open_in(dir: &Path, boot: &str) -> Result<Cache, Errno> {
+        let root = open_root(dir)?;
+        flock(&root, FlockOperation::NonBlockingLockExclusive)?;
+        let mut doubtful = Vec::new();
+        for entry in read_dir(root.as_fd())? {
+            let number = entry
+                .name
+                .to_str()
+                .and_then(|name| name.strip_prefix("doubtful-"));
+            if let Some(number) = number.and_then(|number| number.parse::<u64>().ok()) {
+                doubtful.push(number);
+            }
+        }
+        doubtful.sort_unstable();
+        let files = make_dir(&root, "files")?;
+        let state = state(&root)?;
+        let files = if state == boot || state == CLEAN || read_dir(files.as_fd())?.is_empty() {
+            files
+        } else {
+            let number = doubtful.last().map_or(0, |last| last + 1);
+            renameat(&root, "files", &root, format!("doubtful-{number}"))?;
+            doubtful.push(number);
+            make_dir(&root, "files")?
+        };
+        let new = make_dir(&root, "new")?;
+        clear(new.as_fd())?;
+        let mut trees = Vec::new();
+        for number in doubtful {
+            let name = format!("doubtful-{number}");
+            let tree = open_dir(&root, &name)?;
+            if is_empty(&tree)? {
+                remove_tree(root.as_fd(), name.as_ref(), FileKind::Directory)?;
+            } else {
+                trees.push(tree);
+            }
+        }
+        let cache = Cache {
+            doubtful: trees,
+            root,
+            files,
+            new,
+            next: AtomicU64::new(0),
+        };
+        if state != boot {
+            // Durable before the first file is added.
+            cache.set_state(boot)?;
+        }
+        Ok(cache)
+    }
+
+    /// The file with these bytes, if it is here.
+    pub fn find(&self, digest: Digest, size: u64) -> Result<Option<File>> {
+        let (dir, name) = place(digest);
+        if let Some(file) = open_file(&self.files, &dir, &name)? {
+            let stat = fstat(&file)?;
+            if u64::try_from(stat.st_size) == Ok(size) {
+                if stat.st_atime.saturating_add(USED_LATELY) < now() {
+                    note_use(&file);
+                }
+                return Ok(Some(file));
+            }
+            tracing::warn!(%digest, "a file of the cache has another length, and is removed");
+            remove(&self.files, format!("{dir}/{name}"))?;
+        }
+        for doubtful in &self.doubtful {
+            let Some(file) = open_file(doubtful, &dir, &name)? else {
+                continue;
+            };
+            if digest_of(&file)? == digest {
+                let into = make_dir(&self.files, &dir)?;
+                match renameat(open_dir(doubtful, &dir)?, &name, into, &name) {
+                    // Somebody else has done so.
+                    Ok(()) | Err(Errno::NOENT) => return Ok(Some(file)),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            tracing::warn!(%digest, "a file of the cache was torn by a crash, and is removed");
+            remove(doubtful, format!("{dir}/{name}"))?;
+        }
+        Ok(None)
+    }
+
+    /// Adds a file that these pieces make one after the other. If they make another one than
+    /// `digest` says, nothing is added, and the answer is the digest of what they make.
+    pub fn add(
+        &self,
+        digest: Digest,
+        pieces: impl IntoIterator<Item = Result<Vec<u8>>>,
+    ) -> Result<std::result::Result<File, Digest>> {
+        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        let file = File::from(create(&self.new, &name, Mode::RUSR | Mode::WUSR)?);
+        let added = write(&file, pieces).and_then(|found| {
+            if found != digest {
+                return Ok(Err(found));
+            }
+            // Nobody who runs it may find it open for writing.
+            let file = File::from(reopen(file.as_fd(), OFlags::RDONLY)?);
+            let (dir, last) = place(digest);
+            renameat(&self.new, &name, make_dir(&self.files, &dir)?, &last)?;
+            Ok(Ok(file))
+        });
+        if !matches!(added, Ok(Ok(_)))
+            && let Err(error) = unlinkat(&self.new, &name, AtFlags::empty())
+        {
+            tracing::warn!(%error, name, "an unfinished file of the cache stays");
+        }
+        added
+    }
+
+    /// What it holds, by a walk over all of it.
+    pub fn holds(&self) -> Result<Holds> {
+        let mut holds = Holds::default();
+        for kept in self.all()? {
+            holds.files += 1;
+            holds.bytes += kept.bytes;
+        }
+        Ok(holds)
+    }
+
+    /// Removes files, those that were not used for longest first, until the others take no more
+    /// than `bytes`. Whoever has one open keeps it. Answers what it holds then.
+    pub fn shrink(&self, bytes: u64) -> Result<Holds> {
+        let mut all = self.all()?;
+        all.sort_by_key(|kept| kept.used);
+        let mut holds = Holds {
+            files: all.len() as u64,
+            bytes: all.iter().map(|kept| kept.bytes).sum(),
+        };
+        for kept in all {
+            if holds.bytes <= bytes {
+                break;
+            }
+            remove(kept.tree, &kept.path)?;
+            holds.files -= 1;
+            holds.bytes -= kept.bytes;
+        }
+        Ok(holds)
+    }
+
+    /// Puts all of it on disk, and says so to the next boot.
+    pub fn close(self) -> Result<()> {
+        syncfs(&self.root)?;
+        Ok(self.set_state(CLEAN)?)
+    }
+
+    fn all(&self) -> Result<Vec<Kept<'_>>, Errno> {
+        let mut all = Vec::new();
+        for tree in [&self.files].into_iter().chain(&self.doubtful) {
+            for dir in read_dir(tree.as_fd())? {
+                let files = open_dir(tree, &dir.name)?;
+                for entry in read_dir(files.as_fd())? {
+                    let stat = statat(&files, &entry.name, AtFlags::SYMLINK_NOFOLLOW);
+                    let Ok(stat) = stat else { continue };
+                    all.push(Kept {
+                        tree,
+                        path: Path::new(&dir.name).join(&entry.name),
+                        used: (
+                            stat.st_atime,
+                            i64::try_from(stat.st_atime_nsec).unwrap_or(0),
+                        ),
+                        bytes: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+                    });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Writes down the state, all or nothing.
+    fn set_state(&self, state: &str) -> Result<(), Errno> {
+        let file = File::from(create(&self.new, "state", Mode::RUSR | Mode::WUSR)?);
+        write_all_at(&file, state.as_bytes(), 0)?;
+        fsync(&file)?;
+        renameat(&self.new, "state", &self.root, "state")?;
+        fsync(&self.root)
+    }
+}
+
+/// The directory and the name of a file.
+fn place(digest: Digest) -> (String, String) {
+    let name = digest.to_hex();
+    (name.chars().take(2).collect(), name)
+}
+
+fn state(root: &OwnedFd) -> Result<String, Errno> {
+    let how = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut state = String::new();
+    match openat(root, "state", how, Mode::empty()) {
+        Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
+        Ok(fd) => {
+            // What is no text is no state.
+            let _ = File::from(fd).take(100).read_to_string(&mut state);
+        }
+    }
+    Ok(state)
+}
+
+fn make_dir(at: &OwnedFd, name: impl rustix::path::Arg + Copy) -> Result<OwnedFd, Errno> {
+    match mkdirat(at, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => open_dir(at, name),
+        Err(error) => Err(error),
+    }
+}
+
+fn open_dir(at: &OwnedFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(at, name, how, Mode::empty())
+}
+
+fn open_file(tree: &OwnedFd, dir: &str, name: &str) -> Result<Option<File>, Errno> {
+    let how = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(tree, format!("{dir}/{name}"), how, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd.into())),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove(tree: &OwnedFd, path: impl rustix::path::Arg) -> Result<(), Errno> {
+    match unlinkat(tree, path, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there are directories for files, and no file.
+fn is_empty(tree: &OwnedFd) -> Result<bool, Errno> {
+    for dir in read_dir(tree.as_fd())? {
+        if !read_dir(open_dir(tree, &dir.name)?.as_fd())?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes the pieces, and answers their digest.
+fn write(file: &File, pieces: impl IntoIterator<Item = Result<Vec<u8>>>) -> Result<Digest> {
+    let (mut hash, mut offset) = (Sha256::new(), 0);
+    for piece in pieces {
+        let piece = piece?;
+        hash.update(&piece);
+        write_all_at(file, &piece, offset)?;
+        offset += piece.len() as u64;
+    }
+    Ok(Digest::from(hash))
+}
+
+fn digest_of(file: &File) -> io::Result<Digest> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        match file.read_at(&mut buffer, offset)? {
+            0 => return Ok(Digest::from(hash)),
+            count => {
+                hash.update(buffer.get(..count).unwrap_or_default());
+                offset += count as u64;
+            }
+        }
+    }
+}
+
+/// Notes that a file was used now: the mount may be one without access times.
+fn note_use(file: &File) {
+    let time = |nanos| Timespec {
+        tv_sec: 0,
+        tv_nsec: nanos,
+    };
+    let times = Timestamps {
+        last_access: time(UTIME_NOW),
+        last_modification: time(UTIME_OMIT),
+    };
+    if let Err(error) = futimens(file, &times) {
+        tracing::debug!(%error, "the use of a file of the cache was not noted");
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! What a blob holds: found out once, written down, and used from then on without the blob.
+
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use super::checkpoints::{Checkpoint, Inflating};
+use super::digest::Digest;
+use super::entry::{Chunk, Data, What};
+use super::footer::Toc;
+use super::limits::Limits;
+use super::tar::Archive;
+use super::tree::Tree;
+use super::{Compression, Flaw, table, toc};
+use crate::error::Result;
+use crate::index::{Stamp, save};
+use crate::types::Timestamp;
+
+/// Bytes of a chunk of an ordinary blob.
+const CHUNK: usize = 1 << 20;
+/// Bytes of output between two checkpoints of an ordinary blob, at least: what is inflated in vain
+/// for a small file, against 10 to 30 KiB that each costs in the table.
+const APART: u64 = 2 << 20;
+
+/// The tree of a blob's layer, and where in the blob the bytes of its files are.
+#[derive(Debug)]
+pub struct Contents {
+    tree: Tree,
+    compression: Compression,
+    checkpoints: Vec<Checkpoint>,
+    prefetch: u64,
+    /// What tells this blob from others.
+    identity: Digest,
+}
+
+/// What an ordinary blob turned out to be. Whoever asked has to hold the digests against those of
+/// the image's manifest and configuration before the contents are used.
+#[derive(Debug)]
+pub struct Ordinary {
+    /// What it holds.
+    pub contents: Contents,
+    /// The digest of the blob.
+    pub digest: Digest,
+    /// The digest of the archive that it is uncompressed: the layer's diff ID.
+    pub diff_id: Digest,
+}
+
+impl Contents {
+    /// What a table of contents tells.
+    pub fn of_toc(toc: &Toc, limits: &Limits) -> Result<Contents, Flaw> {
+        let told = toc::read(toc, limits)?;
+        let tree = Tree::new(told.entries, limits)?;
+        Ok(Contents {
+            tree,
+            compression: toc.compression,
+            checkpoints: Vec::new(),
+            prefetch: told.prefetch,
+            identity: Digest::of(&toc.json),
+        })
+    }
+
+    /// What an ordinary gzip blob holds, by reading all of it once.
+    pub fn of_gzip(blob: impl Read, limits: &Limits) -> Result<Ordinary, Flaw> {
+        let failed = |source| Flaw::Compression {
+            what: "the blob",
+            source,
+        };
+        let inflating = Inflating::new(Hashing::of(blob), APART).map_err(failed)?;
+        let mut archive = Archive::new(Hashing::of(inflating), limits);
+        let mut entries = Vec::new();
+        while let Some(mut told) = archive.next_entry()? {
+            if let What::Regular(data) = &mut told.what {
+                read_data(&mut archive, data)?;
+            }
+            entries.push(told);
+        }
+        let (inflating, diff_id, _) = archive.finish().finish();
+        let (blob, checkpoints) = inflating.finish();
+        let (_, digest, size) = blob.finish();
+        for told in &mut entries {
+            if let What::Regular(data) = &mut told.what {
+                for chunk in &mut data.chunks {
+                    place(chunk, &checkpoints, size, limits)?;
+                }
+            }
+        }
+        let contents = Contents {
+            tree: Tree::new(entries, limits)?,
+            compression: Compression::Checkpoints,
+            checkpoints,
+            prefetch: 0,
+            identity: digest,
+        };
+        Ok(Ordinary {
+            contents,
+            digest,
+            diff_id,
+        })
+    }
+
+    /// The directories that the blob has files in, but no entry for. Where a layer below has a
+    /// symlink at such a path, unpacking would follow it: then the layer has to be unpacked.
+    pub fn implied(&self) -> Vec<PathBuf> {
+        self.tree.implied()
+    }
+
+    /// Writes down all of it: the layer's index, and the table of its chunks.
+    pub fn save(&self, index: &Path, table: &Path) -> Result<()> {
+        let (index_bytes, table_bytes) = self.bytes()?;
+        save(table, &table_bytes)?;
+        save(index, &index_bytes)
+    }
+
+    /// The layer's index, and the table of its chunks.
+    pub(crate) fn bytes(&self) -> Result<(Vec<u8>, Vec<u8>), crate::index::Flaw> {
+        let files = self.tree.files().map(|(ino, data)| {
+            let only = data.chunks.first().map(|chunk| chunk.digest);
+            let digest = data.digest.or(only).unwrap_or_else(|| Digest::of(b""));
+            (ino, digest, data)
+        });
+        let table = table::build(files, &self.checkpoints, self.compression, self.prefetch)?;
+        Ok((self.tree.index(self.stamp())?, table))
+    }
+
+    /// The blob's stamp in its index. No directory has one with a time so far away.
+    fn stamp(&self) -> Stamp {
+        let (ino, rest) = self.identity.as_bytes().split_at(8);
+        let number = |bytes: &[u8]| bytes.first_chunk().copied().map_or(0, u64::from_le_bytes);
+        Stamp {
+            ino: number(ino),
+            ctime: Timestamp {
+                secs: number(rest).cast_signed(),
+                nanos: 0,
+            },
+        }
+    }
+}
+
+/// Reads the bytes of a file, and notes its chunks: for now, with their places in the archive.
+fn read_data<R: Read>(archive: &mut Archive<R>, data: &mut Data) -> Result<(), Flaw> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; CHUNK.min(usize::try_from(data.size).unwrap_or(CHUNK))];
+    let mut offset = 0;
+    while offset < data.size {
+        let at = archive.at();
+        let mut len = 0;
+        while let Some(room) = buffer.get_mut(len..).filter(|room| !room.is_empty()) {
+            match archive.read(room)? {
+                0 => break,
+                count => len += count,
+            }
+        }
+        let bytes = buffer.get(..len).unwrap_or_default();
+        hash.update(bytes);
+        data.chunks.push(Chunk {
+            offset,
+            len: len as u64,
+            digest: Digest::of(bytes),
+            stretch: at..at + len as u64,
+            skip: 0,
+        });
+        offset += len as u64;
+    }
+    data.digest = Some(Digest::from(hash));
+    Ok(())
+}
+
+/// Says of a chunk, of which the place in the archive is known, where it is in a blob of `size` bytes.
+fn place(
+    chunk: &mut Chunk,
+    checkpoints: &[Checkpoint],
+    size: u64,
+    limits: &Limits,
+) -> Result<(), Flaw> {
+    let Range { start, end } = chunk.stretch;
+    let behind = checkpoints.partition_point(|point| point.output <= start);
+    let next = checkpoints.partition_point(|point| point.output < end);
+    // The first checkpoint is at the beginning.
+    if let Some(point) = behind.checked_sub(1).and_then(|last| checkpoints.get(last)) {
+        chunk.stretch = point.start()..checkpoints.get(next).map_or(size, |next| next.blob);
+        chunk.skip = start - point.output;
+    }
+    // A block of deflate may be as long as its maker likes.
+    if chunk.skip > limits.chunk_bytes {
+        return Err(Flaw::Limit {
+            what: "bytes between two places at which inflating can begin",
+            limit: limits.chunk_bytes,
+        });
+    }
+    Ok(())
+}
+
+/// A reader that hashes what is read through it.
+struct Hashing<R> {
+    from: R,
+    hash: Sha256,
+    length: u64,
+}
+
+impl<R> Hashing<R> {
+    fn of(from: R) -> Hashing<R> {
+        Hashing {
+            from,
+            hash: Sha256::new(),
+            length: 0,
+        }
+    }
+
+    /// What it reads from, and the digest and the length of what was read.
+    fn finish(self) -> (R, Digest, u64) {
+        (self.from, Digest::from(self.hash), self.length)
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        self.hash.update(buffer.get(..count).unwrap_or_default());
+        self.length += count as u64;
+        Ok(count)
+    }
+}

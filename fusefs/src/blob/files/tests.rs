@@ -1,0 +1,315 @@
+//! From a blob to the bytes of its files, and never to others.
+
+use std::io::{Read, Write};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::blob::contents::Contents;
+use crate::blob::footer::Toc;
+use crate::blob::testing::{Blob, Files as Packed, gzip, zstd};
+use crate::index::{Index, Kind};
+
+const FILES: Packed<'_> = &[
+    ("usr/one", &[b"the bytes of one"]),
+    ("empty", &[]),
+    ("large", &[b"first ", b"second ", b"third"]),
+    ("same", &[b"the bytes of one"]),
+];
+
+/// A blob in memory, which counts how often it was read.
+#[derive(Default)]
+struct Memory {
+    bytes: Mutex<Vec<u8>>,
+    reads: Mutex<Vec<Range<u64>>>,
+    is_dead: AtomicBool,
+    is_slow: AtomicBool,
+}
+
+impl Source for Memory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.reads.lock().push(range.clone());
+        if self.is_slow.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        if self.is_dead.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the registry is dead"));
+        }
+        let bytes = self.bytes.lock();
+        let end = usize::try_from(range.end).unwrap().min(bytes.len());
+        Ok(bytes[usize::try_from(range.start).unwrap().min(end)..end].to_vec())
+    }
+}
+
+/// A layer that is a blob, with a cache.
+struct Layer {
+    source: Arc<Memory>,
+    files: Files,
+    index: Index,
+    dir: tempfile::TempDir,
+}
+
+impl Layer {
+    fn new(bytes: Vec<u8>, contents: &Contents) -> Layer {
+        let dir = tempfile::tempdir().unwrap();
+        let (index, table) = (dir.path().join("index"), dir.path().join("table"));
+        contents.save(&index, &table).unwrap();
+        let cache = dir.path().join("cache");
+        std::fs::create_dir(&cache).unwrap();
+        let source = Arc::new(Memory {
+            bytes: Mutex::new(bytes),
+            ..Memory::default()
+        });
+        let files = Files::open(
+            &table,
+            Arc::clone(&source) as Arc<dyn Source>,
+            Arc::new(Cache::open(&cache).unwrap()),
+            Arc::default(),
+            &Limits::default(),
+        );
+        Layer {
+            source,
+            files: files.unwrap(),
+            index: Index::open(&index, Kind::Layer).unwrap(),
+            dir,
+        }
+    }
+
+    fn with_toc(blob: Blob) -> Layer {
+        let contents = Contents::of_toc(&blob.toc().unwrap(), &Limits::default()).unwrap();
+        Layer::new(blob.bytes, &contents)
+    }
+
+    fn ino(&self, path: &str) -> Ino {
+        self.index
+            .ino(self.index.find_path(Path::new(path)).unwrap())
+    }
+
+    fn fetch(&self, path: &str) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.files.fetch(self.ino(path))?.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn is_here(&self, path: &str) -> bool {
+        self.files.find(self.ino(path)).unwrap().is_some()
+    }
+
+    fn reads(&self) -> usize {
+        self.source.reads.lock().len()
+    }
+}
+
+/// An archive with these files.
+fn archive(files: Packed<'_>) -> Vec<u8> {
+    let mut builder = ::tar::Builder::new(Vec::new());
+    for (name, chunks) in files {
+        let bytes = chunks.concat();
+        let mut header = ::tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn layers() -> [Layer; 3] {
+    let tar = archive(FILES);
+    let blob = gzip(&tar);
+    let ordinary = Contents::of_gzip(&blob[..], &Limits::default()).unwrap();
+    assert_eq!(ordinary.digest, Digest::of(&blob));
+    assert_eq!(ordinary.diff_id, Digest::of(&tar));
+    [
+        Layer::with_toc(Blob::estargz(FILES)),
+        Layer::with_toc(Blob::zstd_chunked(FILES)),
+        Layer::new(blob, &ordinary.contents),
+    ]
+}
+
+#[test]
+fn files_of_every_format_are_fetched_once() {
+    for layer in layers() {
+        for (path, chunks) in FILES {
+            assert!(!layer.is_here(path) || *path == "same", "{path}");
+            let before = layer.reads();
+            assert_eq!(layer.fetch(path).unwrap(), chunks.concat(), "{path}");
+            assert!(layer.is_here(path));
+            let asked = usize::from(!chunks.is_empty() && *path != "same");
+            assert_eq!(
+                layer.reads() - before,
+                asked,
+                "{path}: its chunks come in one piece"
+            );
+            assert_eq!(layer.fetch(path).unwrap(), chunks.concat());
+            assert_eq!(layer.reads() - before, asked, "{path}: now it is here");
+        }
+        assert!(matches!(layer.files.fetch(Ino(1)), Err(Error::NotFound)));
+    }
+}
+
+#[test]
+fn a_large_ordinary_blob_is_read_in_parts() {
+    let mut state = 1u64;
+    let mut noise = |len: usize| -> Vec<u8> {
+        let next = std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 60).to_string().into_bytes()
+        });
+        next.flatten().take(len).collect()
+    };
+    let (large, small) = (noise(9_000_000), noise(1000));
+    let blob = gzip(&archive(&[("large", &[&large]), ("small", &[&small])]));
+    let length = blob.len() as u64;
+    let ordinary = Contents::of_gzip(&blob[..], &Limits::default()).unwrap();
+    let layer = Layer::new(blob, &ordinary.contents);
+    assert_eq!(layer.fetch("small").unwrap(), small);
+    let read = layer.source.reads.lock().pop().unwrap();
+    assert!(read.start > length / 2, "{read:?} of {length}");
+    assert!(layer.fetch("large").unwrap() == large);
+}
+
+#[test]
+fn many_who_want_a_file_wait_for_one() {
+    for layer in layers() {
+        layer.source.is_slow.store(true, Ordering::SeqCst);
+        for is_dead in [true, false] {
+            layer.source.is_dead.store(is_dead, Ordering::SeqCst);
+            let (before, start) = (layer.reads(), Barrier::new(20));
+            thread::scope(|scope| {
+                for _ in 0..20 {
+                    scope.spawn(|| {
+                        start.wait();
+                        match layer.fetch("large") {
+                            Ok(bytes) => assert_eq!(bytes, b"first second third"),
+                            Err(error) => {
+                                assert!(is_dead, "{error}");
+                                assert!(error.to_string().contains("dead"), "{error}");
+                            }
+                        }
+                    });
+                }
+            });
+            let reads = layer.reads() - before;
+            assert!((1..20).contains(&reads), "{reads}");
+            assert!(is_dead || reads == 1, "{reads}");
+            assert!(layer.files.flights.0.lock().is_empty());
+        }
+    }
+}
+
+#[test]
+fn damaged_bytes_reach_nobody() {
+    for layer in layers() {
+        let whole = layer.source.bytes.lock().clone();
+        let find = |path: &str| {
+            let found = layer.files.table.find(layer.ino(path)).unwrap();
+            layer.files.table.chunk(found.chunks.start).stretch
+        };
+        let stretch = find("usr/one");
+        // Behind the header of the compression.
+        let middle = usize::try_from(stretch.start).unwrap() + 12;
+        let damages: [fn(&mut Vec<u8>, usize); 4] = [
+            |bytes, at| bytes[at] ^= 0x55,
+            |bytes, at| bytes.truncate(at),
+            |bytes, _| bytes.fill(0),
+            |bytes, _| bytes.clear(),
+        ];
+        for damage in damages {
+            let mut bytes = whole.clone();
+            damage(&mut bytes, middle);
+            *layer.source.bytes.lock() = bytes;
+            let error = layer.fetch("usr/one").unwrap_err();
+            assert!(matches!(error, Error::Blob { .. }), "{error}");
+            assert_eq!(error.errno(), rustix::io::Errno::IO);
+            assert!(!layer.is_here("usr/one"));
+        }
+        *layer.source.bytes.lock() = whole;
+        assert_eq!(layer.fetch("usr/one").unwrap(), b"the bytes of one");
+    }
+}
+
+/// A table of contents that gives a file the digest of another one, which other images have: if
+/// it were believed, they would find its bytes in the cache.
+#[test]
+fn nobody_gets_another_ones_name_in_the_cache() {
+    let victim = Digest::of(b"the shell of everybody");
+    for multiple in [false, true] {
+        let (head, tail) = (gzip(b"evil "), gzip(b"bytes"));
+        let start = 10;
+        let mut bytes = vec![0; start];
+        bytes.write_all(&head).unwrap();
+        bytes.write_all(&tail).unwrap();
+        let mut entries = vec![serde_json::json!({
+            "type": "reg", "name": "sh", "size": 5, "offset": start,
+            "digest": victim.to_string(), "chunkDigest": Digest::of(b"evil ").to_string(),
+        })];
+        if multiple {
+            entries[0]["size"] = 10.into();
+            entries[0]["chunkSize"] = 5.into();
+            entries.push(serde_json::json!({
+                "type": "chunk", "name": "sh", "offset": start + head.len(), "chunkOffset": 5,
+                "chunkSize": 5, "chunkDigest": Digest::of(b"bytes").to_string(),
+            }));
+        }
+        let toc = Toc {
+            json: serde_json::to_vec(&serde_json::json!({"version": 1, "entries": entries}))
+                .unwrap(),
+            data_end: bytes.len() as u64,
+            compression: Compression::Gzip,
+        };
+        let contents = Contents::of_toc(&toc, &Limits::default()).unwrap();
+        let layer = Layer::new(bytes, &contents);
+        let error = layer.fetch("sh").unwrap_err();
+        assert!(error.to_string().contains("a file has digest"), "{error}");
+        let size = if multiple { 10 } else { 5 };
+        assert!(layer.files.cache.find(victim, size).unwrap().is_none());
+        assert_eq!(layer.files.cache.holds().unwrap().files, 0);
+    }
+}
+
+#[test]
+fn what_comes_first_is_fetched_first() {
+    let digest = |bytes: &[u8]| Digest::of(bytes).to_string();
+    let (one, two) = (gzip(b"one"), gzip(b"two"));
+    let entries = serde_json::json!([
+        {"type": "reg", "name": "one", "size": 3, "offset": 0, "chunkDigest": digest(b"one")},
+        {"type": "reg", "name": ".prefetch.landmark", "size": 3, "offset": one.len(),
+         "chunkDigest": digest(b"two")},
+        {"type": "reg", "name": "two", "size": 3, "offset": one.len(), "chunkDigest": digest(b"two")},
+    ]);
+    let bytes = [one, two].concat();
+    let toc = Toc {
+        json: serde_json::to_vec(&serde_json::json!({"version": 1, "entries": entries})).unwrap(),
+        data_end: bytes.len() as u64,
+        compression: Compression::Gzip,
+    };
+    let contents = Contents::of_toc(&toc, &Limits::default()).unwrap();
+    let layer = Layer::new(bytes, &contents);
+    layer.files.prefetch().unwrap();
+    assert!(layer.is_here("one") && !layer.is_here("two"));
+    assert!(layer.dir.path().join("cache/files").is_dir());
+}
+
+#[test]
+fn an_ordinary_blob_that_is_damaged_is_refused() {
+    let blob = gzip(&archive(FILES));
+    for cut in [0, 1, blob.len() / 2, blob.len() - 1] {
+        Contents::of_gzip(&blob[..cut], &Limits::default()).expect_err("cut off");
+    }
+    Contents::of_gzip(&zstd(b"another format")[..], &Limits::default()).expect_err("no gzip");
+    let bomb = archive(&[("zeros", &[&vec![0; 3 << 20]])]);
+    let small = Limits {
+        layer_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let refused = Contents::of_gzip(&gzip(&bomb)[..], &small);
+    refused.expect_err("more bytes than allowed");
+}

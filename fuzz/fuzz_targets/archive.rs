@@ -1,0 +1,7 @@
+//! An archive, as ordinary blobs have it.
+#![no_main]
+
+use lamina_fusefs::fuzzing;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| fuzzing::archive(bytes));
