@@ -72,6 +72,15 @@ struct Kept<'c> {
     bytes: u64,
 }
 
+impl Holds {
+    fn of(all: &[Kept<'_>]) -> Holds {
+        Holds {
+            files: all.len() as u64,
+            bytes: all.iter().map(|kept| kept.bytes).sum(),
+        }
+    }
+}
+
 impl Cache {
     /// Opens the cache in an existing directory, which nobody else may use.
     pub fn open(dir: &Path) -> Result<Cache> {
@@ -198,12 +207,7 @@ impl Cache {
 
     /// What it holds, by a walk over all of it.
     pub fn holds(&self) -> Result<Holds> {
-        let mut holds = Holds::default();
-        for kept in self.all()? {
-            holds.files += 1;
-            holds.bytes += kept.bytes;
-        }
-        Ok(holds)
+        Ok(Holds::of(&self.all()?))
     }
 
     /// Removes files, those that were not used for longest first, until the others take no more
@@ -211,10 +215,7 @@ impl Cache {
     pub fn shrink(&self, bytes: u64) -> Result<Holds> {
         let mut all = self.all()?;
         all.sort_by_key(|kept| kept.used);
-        let mut holds = Holds {
-            files: all.len() as u64,
-            bytes: all.iter().map(|kept| kept.bytes).sum(),
-        };
+        let mut holds = Holds::of(&all);
         for kept in all {
             if holds.bytes <= bytes {
                 break;

@@ -114,20 +114,13 @@ impl Files {
             };
             // Somebody may have landed it after we looked.
             if let Some(file) = self.cache.find(found.digest, found.size)? {
-                landing.land(Ok(()));
                 return Ok(file);
             }
-            return match self.load(found) {
-                Ok(file) => {
-                    landing.land(Ok(()));
-                    Ok(file)
-                }
-                Err(Error::Blob { layer, flaw }) => {
-                    landing.land(Err(Arc::clone(&flaw)));
-                    Err(Error::Blob { layer, flaw })
-                }
-                Err(error) => Err(error),
-            };
+            let loaded = self.load(found);
+            if let Err(Error::Blob { flaw, .. }) = &loaded {
+                landing.land(Err(Arc::clone(flaw)));
+            }
+            return loaded;
         }
     }
 
@@ -261,7 +254,8 @@ impl Landing<'_> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.flights.0.lock().remove(&self.digest);
-        // A local error, such as a full disk, is the leader's alone: others try by themselves.
+        // The file is here; or a local error, such as a full disk, is the leader's alone, and the
+        // others try by themselves.
         self.land(Ok(()));
         self.flight.changed.notify_all();
     }

@@ -193,7 +193,7 @@ impl Tree {
     }
 
     /// Adds a node under a name. A directory that is there already keeps what is in it.
-    fn add_node(&mut self, parent: NodeId, name: &[u8], node: Node) {
+    fn add_node(&mut self, parent: NodeId, name: &[u8], node: Node) -> NodeId {
         let found = self.child(parent, name);
         if let (Content::Directory(_), Some(Child::Node(id))) = (&node.content, found)
             && let Some(old) = self.nodes.get_mut(id)
@@ -202,7 +202,7 @@ impl Tree {
             dir.implied = false;
             (old.perm, old.uid, old.gid) = (node.perm, node.uid, node.gid);
             (old.mtime, old.xattrs) = (node.mtime, node.xattrs);
-            return;
+            return id;
         }
         let mut node = node;
         if let (Content::Directory(dir), Some(_)) = (&mut node.content, found) {
@@ -212,6 +212,7 @@ impl Tree {
         let id = self.nodes.len();
         self.nodes.push(node);
         self.put(parent, name, Child::Node(id));
+        id
     }
 
     fn add_link(
@@ -280,16 +281,7 @@ impl Tree {
             at = match self.child(at, name) {
                 Some(Child::Node(id)) if self.dir(id).is_some() => id,
                 Some(Child::Node(_)) => return Err("an entry in what is no directory"),
-                missing => {
-                    let mut node = Node::implied();
-                    if let (Content::Directory(dir), Some(_)) = (&mut node.content, missing) {
-                        dir.opaque = true;
-                    }
-                    let id = self.nodes.len();
-                    self.nodes.push(node);
-                    self.put(at, name, Child::Node(id));
-                    id
-                }
+                None | Some(Child::Whiteout) => self.add_node(at, name, Node::implied()),
             };
         }
         Ok(at)
