@@ -131,6 +131,7 @@ mod tests {
         );
         drop(other);
     }
+
     #[test]
     fn those_used_last_are_kept_until_they_are_deleted() {
         let chains = Chains::new();

@@ -33,8 +33,8 @@ use sha2::{Digest as _, Sha256};
 use super::digest::Digest;
 use crate::error::{Error, Result};
 use crate::sys::beneath::{open_root, reopen};
-use crate::sys::change::{create, fsync, mkdirat, renameat, unlinkat, write_all_at};
-use crate::sys::dir::{clear, read_dir, remove_tree};
+use crate::sys::change::{create, fsync, renameat, unlinkat, write_all_at};
+use crate::sys::dir::{clear, make_dir, open_dir, read_dir, remove_tree};
 use crate::types::FileKind;
 
 /// What tells one boot of the host from another (proc(5)).
@@ -284,18 +284,6 @@ fn state(root: &OwnedFd) -> Result<String, Errno> {
         }
     }
     Ok(state)
-}
-
-fn make_dir(at: &OwnedFd, name: impl rustix::path::Arg + Copy) -> Result<OwnedFd, Errno> {
-    match mkdirat(at, name, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => open_dir(at, name),
-        Err(error) => Err(error),
-    }
-}
-
-fn open_dir(at: &OwnedFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
-    let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(at, name, how, Mode::empty())
 }
 
 fn open_file(tree: &OwnedFd, dir: &str, name: &str) -> Result<Option<File>, Errno> {

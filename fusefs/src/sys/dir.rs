@@ -7,8 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, RenameFlags, openat, statat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
-use super::change::{renameat_with, unlinkat};
+use super::change::{mkdirat, renameat_with, unlinkat};
 use super::{kind_of, kind_of_type};
 use crate::types::FileKind;
 
@@ -24,6 +25,19 @@ pub(crate) struct RawEntry {
     pub(crate) kind: FileKind,
     /// The host's inode number.
     pub(crate) ino: u64,
+}
+
+/// Opens the directory `name` of `at` for reading.
+pub(crate) fn open_dir(at: impl AsFd, name: impl Arg) -> Result<OwnedFd, Errno> {
+    openat(at, name, OPEN_DIR, Mode::empty())
+}
+
+/// The same for one that is made if it is missing.
+pub(crate) fn make_dir(at: &OwnedFd, name: impl Arg + Copy) -> Result<OwnedFd, Errno> {
+    match mkdirat(at, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => open_dir(at, name),
+        Err(error) => Err(error),
+    }
 }
 
 /// All entries of the directory `dir` but `.` and `..`. `dir` may be an `O_PATH` descriptor.
@@ -68,7 +82,7 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr, kind: FileKind) -> 
     if kind != FileKind::Directory {
         return unlinkat(dir, name, AtFlags::empty());
     }
-    let top = openat(dir, name, OPEN_DIR, Mode::empty())?;
+    let top = open_dir(dir, name)?;
     let mut moved = 0;
     loop {
         let entries = read_dir(top.as_fd())?;

@@ -88,9 +88,9 @@ impl Upper {
         check_apart(&root, upper, &outer, work)?;
         flock(&outer, FlockOperation::NonBlockingLockExclusive)
             .map_err(|e| failed("in use by another mount: the work directory", work, e))?;
-        let inner = make_dir(&outer, OsStr::new("work"))
+        let inner = dir::make_dir(&outer, "work")
             .map_err(|e| failed("cannot make the directory work/ in", work, e))?;
-        let index = make_dir(&outer, OsStr::new("index"))
+        let index = dir::make_dir(&outer, "index")
             .map_err(|e| failed("cannot make the directory index/ in", work, e))?;
         dir::clear(inner.as_fd())
             .map_err(|e| failed("cannot clear the work directory", work, e))?;
@@ -343,15 +343,6 @@ pub(crate) fn make_whiteout(dir: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
         Mode::empty(),
         marks::WHITEOUT_DEVICE,
     )
-}
-
-fn make_dir(at: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
-    match mkdirat(at, name, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(at, name, flags, Mode::empty())
 }
 
 fn failed(action: &'static str, path: &Path, errno: Errno) -> Error {
