@@ -65,7 +65,7 @@ impl Ground {
 
     /// The layers by their index, which is made if it is not there.
     fn indexed(&self) -> Arc<Image> {
-        let place = |dir: &PathBuf| LayerPlace {
+        let place = |dir: &PathBuf| LayerPlace::Dir {
             dir: dir.clone(),
             index: None,
         };

@@ -11,9 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lamina_fusefs::check as upper;
+use lamina_fusefs::image::Image;
 
 pub use finding::Finding;
 
@@ -198,7 +199,7 @@ fn check_uppers(layout: &Layout, dump: &Dump, findings: &mut Vec<Finding>) {
         .collect();
     for info in &dump.snapshots {
         let Info { key, record } = info;
-        let Some(chain) = chain(layout, &by_key, info).filter(|_| record.kind != Kind::View) else {
+        let Some(chain) = chain(&by_key, info).filter(|_| record.kind != Kind::View) else {
             continue;
         };
         if record.kind == Kind::Committed {
@@ -206,11 +207,24 @@ fn check_uppers(layout: &Layout, dump: &Dump, findings: &mut Vec<Finding>) {
             findings.extend(flawed.map(|error| Finding::Index(error.to_string())));
         }
         let work = (record.kind == Kind::Active).then(|| layout.work(record.id));
-        let complete = chain.iter().chain(&work).all(|path| path.is_dir());
-        if !complete {
+        let dirs = chain.iter().map(|id| layout.fs(*id));
+        if !dirs.chain(work.clone()).all(|path| path.is_dir()) {
             continue;
         }
-        match upper::check_upper(&chain[0], work.as_deref(), &chain[1..]) {
+        // What was not unpacked is checked against its index alone.
+        if layout.blob_record(record.id).exists() {
+            continue;
+        }
+        let image = chain[1..]
+            .iter()
+            .map(|id| indexes::place(layout, *id, None)?.open());
+        let image = image
+            .collect::<lamina_fusefs::Result<_>>()
+            .and_then(Image::new);
+        let found = image.and_then(|image| {
+            upper::check_upper_above(&layout.fs(record.id), work.as_deref(), &image)
+        });
+        match found {
             Ok(found) => {
                 let found = found.into_iter().filter(|finding| is_told(record, finding));
                 findings.extend(found.map(|finding| Finding::Upper {
@@ -236,17 +250,17 @@ fn is_told(record: &Record, finding: &upper::Finding) -> bool {
         || !matches!(finding.problem, OriginUnknown | NotImpure { .. } | Leftover)
 }
 
-/// The directories of a snapshot and of those that it stands on, its own first. `None` if the chain
-/// is broken: a parent must be older than its child.
-fn chain(layout: &Layout, by_key: &HashMap<&str, &Info>, info: &Info) -> Option<Vec<PathBuf>> {
-    let mut chain = vec![layout.fs(info.record.id)];
+/// A snapshot and those that it stands on, its own first. `None` if the chain is broken: a parent must
+/// be older than its child.
+fn chain(by_key: &HashMap<&str, &Info>, info: &Info) -> Option<Vec<u64>> {
+    let mut chain = vec![info.record.id];
     let mut at = info;
     while let Some(parent) = &at.record.parent {
         let below = by_key.get(parent.as_str())?;
         if below.record.id >= at.record.id {
             return None;
         }
-        chain.push(layout.fs(below.record.id));
+        chain.push(below.record.id);
         at = below;
     }
     Some(chain)

@@ -11,9 +11,11 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::registry;
 use crate::upper_mode::UpperMode;
 
 /// Where the configuration file is looked for when nobody names one.
@@ -21,6 +23,9 @@ pub const DEFAULT_PATH: &str = "/etc/lamina/config.toml";
 
 /// The most threads that one mount may be given.
 pub const MAX_THREADS: usize = 64;
+
+/// The longest that a container may be made to wait for bytes, in seconds.
+pub const MAX_PATIENCE_SECS: u64 = 3600;
 
 /// The whole configuration. The text that [`Config::commented`] gives explains each field.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -45,8 +50,36 @@ pub struct Config {
     pub metacopy: bool,
     /// Copy up only the blocks of a large file that are written.
     pub partial_copy_up: bool,
+    /// Layers that are served without being unpacked.
+    pub lazy: LazyConfig,
     /// What is logged, and how.
     pub log: LogConfig,
+}
+
+/// The `[lazy]` table.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LazyConfig {
+    /// Serve layers without unpacking them, where containerd says which they are.
+    pub enabled: bool,
+    /// How long a container waits for bytes from a registry before it gets an I/O error, in seconds.
+    pub patience_secs: u64,
+    /// The directory of `<registry>/hosts.toml`, as containerd's `config_path`.
+    pub hosts: PathBuf,
+    /// docker's `config.json` with the logins; empty: where docker looks for it.
+    pub docker_config: PathBuf,
+}
+
+impl LazyConfig {
+    /// How registries are reached; `None`: not at all.
+    pub fn registry(&self) -> Option<registry::Options> {
+        let docker_config = Some(self.docker_config.clone());
+        self.enabled.then(|| registry::Options {
+            hosts: self.hosts.clone(),
+            docker_config: docker_config.filter(|path| !path.as_os_str().is_empty()),
+            patience: Duration::from_secs(self.patience_secs),
+        })
+    }
 }
 
 /// The `[log]` table.
@@ -134,7 +167,20 @@ impl Default for Config {
             index: true,
             metacopy: true,
             partial_copy_up: true,
+            lazy: LazyConfig::default(),
             log: LogConfig::default(),
+        }
+    }
+}
+
+impl Default for LazyConfig {
+    fn default() -> Self {
+        let registry = registry::Options::default();
+        Self {
+            enabled: true,
+            patience_secs: registry.patience.as_secs(),
+            hosts: registry.hosts,
+            docker_config: PathBuf::new(),
         }
     }
 }
@@ -209,6 +255,13 @@ impl Config {
                 format!("must be between 1 and {MAX_THREADS}, not {threads}"),
             );
         }
+        if !(1..=MAX_PATIENCE_SECS).contains(&self.lazy.patience_secs) {
+            let patience = self.lazy.patience_secs;
+            return wrong(
+                "lazy.patience_secs",
+                format!("must be between 1 and {MAX_PATIENCE_SECS}, not {patience}"),
+            );
+        }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             let level = &self.log.level;
             return wrong("log.level", format!("can't be `{level}`: {error}"));
@@ -275,8 +328,8 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
 const COMMENTED: &str = r#"# Configuration of `lamina serve`, usually /etc/lamina/config.toml.
 # Every value here is the default. The environment (LAMINA_ROOT, LAMINA_ADDRESS, LAMINA_THREADS,
 # LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_METACOPY,
-# LAMINA_PARTIAL_COPY_UP, LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and flags override
-# both. A key that Lamina does not know is an error.
+# LAMINA_PARTIAL_COPY_UP, LAMINA_LAZY, LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and
+# flags override both. A key that Lamina does not know is an error.
 
 # Where snapshots and their metadata live: a file system with xattrs (ext4, xfs, btrfs), and a
 # directory that only root can enter.
@@ -314,6 +367,23 @@ metacopy = true
 # where the file system can't share blocks (ext4). Until half of it is written, such a file is read
 # and written through Lamina.
 partial_copy_up = true
+
+[lazy]
+# Serve layers without unpacking them, where containerd says which image and layer it is about to
+# pull: the container starts before its image is here, and each file is fetched when it is first
+# opened. Layers that were made so are served so, whatever stands here.
+enabled = true
+
+# How long a container waits for bytes from a registry before it gets an I/O error, 1 to 3600 seconds.
+patience_secs = 30
+
+# Mirrors and certificates of registries: the directory of <registry>/hosts.toml, as containerd's
+# config_path.
+hosts = "/etc/containerd/certs.d"
+
+# docker's config.json with the logins for registries, and the credential helpers that it names.
+# Empty: where docker looks for it ($DOCKER_CONFIG, or .docker in the home directory).
+docker_config = ""
 
 [log]
 # error, warn, info, debug or trace; or directives for single modules:

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::recover::Report;
+use crate::registry;
 use crate::root;
 use crate::serve::{FuseMounter, Mounter};
 use crate::service;
@@ -51,6 +52,8 @@ pub struct ServeOptions {
     pub metacopy: bool,
     /// Whether only the blocks of a large file are copied up that are written.
     pub partial_copy_up: bool,
+    /// How registries are reached, for layers that are not unpacked; `None`: there are no new ones.
+    pub registry: Option<registry::Options>,
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -66,6 +69,7 @@ pub async fn serve(
     mounter.index = options.index;
     mounter.metacopy = options.metacopy;
     mounter.partial_copy_up = options.partial_copy_up;
+    mounter.registry.clone_from(&options.registry);
     let mounter = Arc::new(mounter);
     serve_with(options, mounter, ready, shutdown).await
 }

@@ -6,7 +6,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
 
+use lamina_fusefs::types::Attr;
+
 use crate::error::{Error, Result};
+use crate::lazy::LazyError;
 use crate::store::layout::{Layout, PRIVATE};
 use crate::store::records::Kind;
 use crate::trees;
@@ -51,6 +54,44 @@ fn fill(layout: &Layout, id: u64, kind: Kind, parent: Option<u64>) -> Result<()>
     }
     sync(&fs_dir)?;
     sync(&new)
+}
+
+/// Makes the directories of a layer that is not unpacked, durably: `fill` writes what is needed to
+/// serve it, and answers the attributes of its root. `false`: it had nothing to write, or failed;
+/// nothing is left behind.
+pub(crate) fn make_lazy(
+    layout: &Layout,
+    id: u64,
+    fill: impl FnOnce(&Path) -> Result<Option<Attr>, LazyError>,
+) -> Result<bool> {
+    let new = layout.new_snapshot(id);
+    let make = || -> Result<bool> {
+        create(&new)?;
+        let root = fill(&new).map_err(|source| Error::Lazy {
+            source: Box::new(source),
+        })?;
+        let Some(root) = root else {
+            return Ok(false);
+        };
+        let fs_dir = new.join("fs");
+        create(&fs_dir)?;
+        lchown(&fs_dir, Some(root.uid), Some(root.gid))
+            .map_err(Error::io("cannot set the owner of", &fs_dir))?;
+        fs::set_permissions(&fs_dir, Permissions::from_mode(root.perm.into()))
+            .map_err(Error::io("cannot set the mode of", &fs_dir))?;
+        sync(&fs_dir)?;
+        sync(&new)?;
+        fs::rename(&new, layout.snapshot(id)).map_err(Error::io("cannot rename", &new))?;
+        sync(&layout.snapshots())?;
+        Ok(true)
+    };
+    let made = make();
+    if !matches!(made, Ok(true)) {
+        for leftover in [new, layout.snapshot(id)] {
+            remove(&leftover);
+        }
+    }
+    made
 }
 
 fn create(dir: &Path) -> Result<()> {

@@ -140,6 +140,20 @@ pub enum Error {
         /// Why.
         source: lamina_fusefs::Error,
     },
+    /// The cache of layers that are not unpacked can't be opened.
+    #[error("the cache of lazy layers in {}: {source}", .path.display())]
+    Cache {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: lamina_fusefs::Error,
+    },
+    /// A layer can't be served without being unpacked. No verb fails for it.
+    #[error("{source}")]
+    Lazy {
+        /// Why.
+        source: Box<crate::lazy::LazyError>,
+    },
     /// A transaction of the metadata store failed.
     #[error("{}: {source}", .path.display())]
     Store {
@@ -255,13 +269,15 @@ impl Error {
             | Error::SocketInUse { .. }
             | Error::NotASocket { .. } => Code::FailedPrecondition,
             Error::Io { source, .. } => code_of_io(source),
-            Error::Mount { source, .. } | Error::Seal { source, .. } => code_of_mount(source),
+            Error::Mount { source, .. }
+            | Error::Seal { source, .. }
+            | Error::Cache { source, .. } => code_of_mount(source),
             Error::Store { source, .. } => match &**source {
                 redb::Error::Io(source) => code_of_io(source),
                 _ => Code::Internal,
             },
             Error::CorruptStore { .. } | Error::MissingStore { .. } => Code::DataLoss,
-            Error::Grpc { .. } | Error::Broken(_) => Code::Internal,
+            Error::Grpc { .. } | Error::Broken(_) | Error::Lazy { .. } => Code::Internal,
         }
     }
 

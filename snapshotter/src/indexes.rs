@@ -8,26 +8,40 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use lamina_fusefs::image::LayerPlace;
+use lamina_fusefs::image::{LayerPlace, verify_index};
 use lamina_fusefs::index::{self, Kind};
 
 use crate::error::{Error, Result};
+use crate::lazy::{self, Lazy};
 use crate::store::layout::Layout;
 
 /// The index of a layer that was just committed, so that the first container need not wait for it.
 pub(crate) fn make(layout: &Layout, id: u64) {
-    if let Err(error) = place(layout, id).open_indexed() {
+    let indexed = place(layout, id, None).and_then(|place| place.open_indexed());
+    if let Err(error) = indexed {
         tracing::warn!(id, %error, "a layer has no index");
     }
 }
 
-/// Where a committed snapshot's layer lies, with its index.
-pub(crate) fn place(layout: &Layout, id: u64) -> LayerPlace {
-    LayerPlace {
-        dir: layout.fs(id),
-        index: Some(layout.layer_index(id)),
+/// Where a committed snapshot's layer lies, with its index. `lazy` opens one that was not unpacked;
+/// without it, all but its files can be read.
+pub(crate) fn place(
+    layout: &Layout,
+    id: u64,
+    lazy: Option<&Lazy>,
+) -> lamina_fusefs::Result<LayerPlace> {
+    if !layout.blob_record(id).exists() {
+        return Ok(LayerPlace::Dir {
+            dir: layout.fs(id),
+            index: Some(layout.layer_index(id)),
+        });
     }
+    Ok(LayerPlace::Blob(match lazy {
+        Some(lazy) => Arc::clone(&lazy.layer(layout, id)?.layer),
+        None => lazy::unread(layout, id)?,
+    }))
 }
 
 /// Deletes indexes of a snapshot whose writing was cut off, and answers them. Nobody may be writing
@@ -62,20 +76,21 @@ pub(crate) fn leftovers(layout: &Layout, id: u64) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What is wrong with the indexes of a committed snapshot; `chain` is its own directory and those
-/// below. One that is missing is not wrong.
-pub(crate) fn check(layout: &Layout, id: u64, chain: &[PathBuf]) -> Vec<lamina_fusefs::Error> {
-    let layer = (
-        layout.layer_index(id),
-        Kind::Layer,
-        &chain[..1.min(chain.len())],
-    );
-    let image = (layout.image_index(id), Kind::Image, chain);
+/// What is wrong with the indexes of a committed snapshot; `chain` is its own number and those
+/// below. One that is missing is not wrong, but for a layer that was not unpacked.
+pub(crate) fn check(layout: &Layout, id: u64, chain: &[u64]) -> Vec<lamina_fusefs::Error> {
+    let places = chain.iter().map(|id| place(layout, *id, None));
+    let places = match places.collect::<lamina_fusefs::Result<Vec<_>>>() {
+        Ok(places) => places,
+        Err(error) => return vec![error],
+    };
+    let layer = (layout.layer_index(id), Kind::Layer, &places[..1]);
+    let image = (layout.image_index(id), Kind::Image, &places[..]);
     let there = [layer, image]
         .into_iter()
         .filter(|(path, ..)| path.exists());
     there
-        .filter_map(|(path, kind, dirs)| index::verify(&path, kind, dirs).err())
+        .filter_map(|(path, kind, layers)| verify_index(&path, kind, layers).err())
         .collect()
 }
 

@@ -11,6 +11,8 @@
 //! - [`mounts`] turns a record into what containerd is told to mount.
 //! - [`id_map`] reads how the users of a snapshot are shifted, [`upper_mode`] who holds its upper.
 //! - [`serve`] keeps the running sessions; `chains` shares one image among them.
+//! - [`lazy`] makes and opens layers that are served without being unpacked, [`registry`] brings
+//!   their bytes.
 //! - `indexes` keeps what layers and images hold in files beside them.
 //! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
 //!   `dirs` makes and discards the directories of one snapshot (`trees` deletes what containers
@@ -29,8 +31,10 @@ pub mod error;
 pub mod filter;
 pub mod id_map;
 mod indexes;
+pub mod lazy;
 pub mod mounts;
 pub mod recover;
+pub mod registry;
 pub mod root;
 pub mod serve;
 mod service;

@@ -35,7 +35,8 @@ pub enum Access {
         /// How its users are shifted.
         id_map: Option<IdMap>,
     },
-    /// A container whose upper the kernel's overlayfs holds, above the shared image mount.
+    /// An upper that the kernel's overlayfs holds, above the shared image mount: a container's, or
+    /// that of a layer which is being unpacked above layers that were not.
     Kernel {
         /// Where the image is mounted.
         image: PathBuf,
@@ -88,7 +89,11 @@ pub fn access(layout: &Layout, key: &str, record: &Record, chain: &[u64]) -> Opt
             fs: layout.fs(id),
             writable: false,
         }),
-        (Kind::Active, Some(&top)) if record.upper == UpperMode::Kernel && !is_extract(key) => {
+        // The kernel can't read layers that were not unpacked, so they are unpacked above their image.
+        (Kind::Active, Some(&top))
+            if is_extract(key) && record.lazy
+                || record.upper == UpperMode::Kernel && !is_extract(key) =>
+        {
             Some(Access::Kernel {
                 image: layout.mount(top),
                 chain: top,

@@ -10,19 +10,22 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use lamina_fusefs::image::Image;
-use lamina_fusefs::layer::{DirLayer, Layer};
+use lamina_fusefs::image::{Image, LayerPlace};
 use lamina_fusefs::session::{Session, SessionOptions};
+use lamina_fusefs::types::Attr;
 use lamina_fusefs::union::{PARTIAL_FROM, Union};
 use lamina_fusefs::upper::Upper;
 
 use crate::chains::Chains;
 use crate::error::{Error, Result};
 use crate::indexes;
+use crate::lazy::{Lazy, LazyError, Wanted};
+use crate::registry;
 use crate::store::layout::Layout;
+use crate::store::records::Labels;
 
 /// How long a verb waits for the users of a mount that it detaches. They may be gone a moment
 /// after containerd's own unmount; one that stays is served until it goes, and not waited for.
@@ -44,6 +47,23 @@ pub struct Plan<'a> {
 
 /// Mounts unions.
 pub trait Mounter: Send + Sync {
+    /// From now on the root is this process's alone.
+    fn begin(&self, _layout: &Layout) -> lamina_fusefs::Result<()> {
+        Ok(())
+    }
+
+    /// Writes into the directory `dir` what is needed to serve a layer on top of `chain` without
+    /// unpacking it, and answers the attributes of its root. `None`: nobody asks for that.
+    fn make_lazy(
+        &self,
+        _layout: &Layout,
+        _chain: &[u64],
+        _labels: &Labels,
+        _dir: &Path,
+    ) -> Result<Option<Attr>, LazyError> {
+        Ok(None)
+    }
+
     /// Mounts one; when this returns it answers.
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>>;
 
@@ -51,7 +71,10 @@ pub trait Mounter: Send + Sync {
     fn committed(&self, _layout: &Layout, _id: u64) {}
 
     /// A snapshot was removed, and its files are about to be deleted.
-    fn removed(&self, _id: u64) {}
+    fn removed(&self, _layout: &Layout, _id: u64) {}
+
+    /// Nothing will be mounted any more.
+    fn end(&self) {}
 }
 
 /// A mounted union. Dropping it detaches the mount and does not wait.
@@ -81,7 +104,11 @@ pub struct FuseMounter {
     pub metacopy: bool,
     /// Whether only the blocks of a large file are copied up that are written.
     pub partial_copy_up: bool,
+    /// How registries are reached; `None`: every layer is unpacked.
+    pub registry: Option<registry::Options>,
     images: Chains<Image>,
+    /// Since the root is ours.
+    lazy: OnceLock<Lazy>,
 }
 
 impl FuseMounter {
@@ -94,7 +121,9 @@ impl FuseMounter {
             index: true,
             metacopy: true,
             partial_copy_up: true,
+            registry: None,
             images: Chains::new(),
+            lazy: OnceLock::new(),
         }
     }
 
@@ -103,14 +132,13 @@ impl FuseMounter {
             return Image::new(Vec::new());
         };
         let image = self.images.get(top, || {
-            let places: Vec<_> = chain.iter().map(|id| indexes::place(layout, *id)).collect();
+            let places = chain.iter();
+            let places = places.map(|id| indexes::place(layout, *id, self.lazy.get()));
+            let places = places.collect::<lamina_fusefs::Result<Vec<_>>>()?;
             if self.index {
                 return Image::open_indexed(&places, &layout.image_index(top));
             }
-            let layers = places.iter().map(|place| {
-                let layer: Arc<dyn Layer> = Arc::new(DirLayer::open(&place.dir)?);
-                Ok(layer)
-            });
+            let layers = places.iter().map(LayerPlace::open);
             Image::new(layers.collect::<lamina_fusefs::Result<_>>()?)
         })?;
         // Without an index, what was looked at is in memory.
@@ -122,6 +150,32 @@ impl FuseMounter {
 }
 
 impl Mounter for FuseMounter {
+    fn begin(&self, layout: &Layout) -> lamina_fusefs::Result<()> {
+        // Layers that were not unpacked have to be served, whether there may be more of them or not.
+        let lazy = Lazy::open(layout, &self.registry.clone().unwrap_or_default())?;
+        // Only one begins.
+        let _ = self.lazy.set(lazy);
+        Ok(())
+    }
+
+    fn make_lazy(
+        &self,
+        layout: &Layout,
+        chain: &[u64],
+        labels: &Labels,
+        dir: &Path,
+    ) -> Result<Option<Attr>, LazyError> {
+        let lazy = self.lazy.get().filter(|_| self.registry.is_some());
+        let Some((lazy, wanted)) = lazy.zip(Wanted::of(labels)) else {
+            return Ok(None);
+        };
+        let below = match chain {
+            [] => None,
+            chain => Some(self.image(layout, chain)?),
+        };
+        lazy.make(&wanted, below.as_deref(), dir).map(Some)
+    }
+
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>> {
         let image = self.image(plan.layout, plan.chain)?;
         let upper = plan
@@ -156,8 +210,17 @@ impl Mounter for FuseMounter {
         }
     }
 
-    fn removed(&self, id: u64) {
+    fn removed(&self, _layout: &Layout, id: u64) {
         self.images.forget(id);
+        if let Some(lazy) = self.lazy.get() {
+            lazy.forget(id);
+        }
+    }
+
+    fn end(&self) {
+        if let Some(lazy) = self.lazy.get() {
+            lazy.close();
+        }
     }
 }
 
@@ -319,7 +382,17 @@ impl Sessions {
 
     /// Notes that a snapshot is gone from the store, so that nothing keeps its files on the disk.
     pub fn removed(&self, id: u64) {
-        self.mounter.removed(id);
+        self.mounter.removed(&self.layout, id);
+    }
+
+    /// As [`Mounter::make_lazy`].
+    pub(crate) fn make_lazy(
+        &self,
+        chain: &[u64],
+        labels: &Labels,
+        dir: &Path,
+    ) -> Result<Option<Attr>, LazyError> {
+        self.mounter.make_lazy(&self.layout, chain, labels, dir)
     }
 
     /// Ends the use of a chain's image mount by a snapshot; the last one ends the mount.
@@ -354,6 +427,7 @@ impl Sessions {
             locked(&slot).running = None;
             self.remove_mount_point(top);
         }
+        self.mounter.end();
     }
 
     fn check_open(&self) -> Result<()> {
@@ -418,7 +492,7 @@ pub mod testing {
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
-    use super::{Mounter, Plan, Running, locked};
+    use super::{Layout, Mounter, Plan, Running, locked};
 
     /// Notes mounts. Clones share the notes.
     #[derive(Clone, Default)]
@@ -476,7 +550,7 @@ pub mod testing {
             }))
         }
 
-        fn removed(&self, id: u64) {
+        fn removed(&self, _layout: &Layout, id: u64) {
             locked(&self.removed).insert(id);
         }
     }

@@ -13,6 +13,7 @@ use crate::busy::Busy;
 use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::id_map::IdMap;
+use crate::lazy::SNAPSHOT_REF;
 use crate::mounts::{self, Access, Mount};
 use crate::recover::{self, Report};
 use crate::root::{self, RootLock};
@@ -59,6 +60,10 @@ impl Snapshots {
         for id in store.ids()?.keys() {
             removed.extend(indexes::remove_leftovers(&layout, *id)?);
         }
+        mounter.begin(&layout).map_err(|source| Error::Cache {
+            path: layout.cache(),
+            source,
+        })?;
         let sessions = Sessions::new(layout.clone(), mounter);
         let busy = Busy::default();
         let snapshots = Snapshots {
@@ -85,8 +90,17 @@ impl Snapshots {
         Snapshots { upper, ..self }
     }
 
-    /// Makes a writable snapshot.
+    /// Makes a writable snapshot. If it is for unpacking a layer that can be served as it lies in its
+    /// registry, that layer is made instead, and the answer is [`Error::AlreadyExists`]: containerd
+    /// then looks for it by its label, and unpacks nothing (containerd, docs/remote-snapshotter.md).
     pub fn prepare(&self, key: &str, parent: &str, labels: &Labels) -> Result<Vec<Mount>> {
+        if let Some(name) = labels.get(SNAPSHOT_REF)
+            && self.prepare_lazily(key, name, parent, labels)?
+        {
+            return Err(Error::AlreadyExists {
+                key: name.to_owned(),
+            });
+        }
         self.create(Kind::Active, key, parent, labels)
     }
 
@@ -279,9 +293,12 @@ impl Snapshots {
             });
         }
         let _held = self.busy.hold(&[key]);
-        let chain = match parent {
-            "" => Vec::new(),
-            parent => self.store.parent(parent)?.1,
+        let (lazy, chain) = match parent {
+            "" => (false, Vec::new()),
+            parent => {
+                let (record, chain) = self.store.parent(parent)?;
+                (record.lazy, chain)
+            }
         };
         if self.store.find(key)?.is_some() {
             return Err(Error::AlreadyExists {
@@ -292,12 +309,88 @@ impl Snapshots {
             parent: chain.first().map(|_| parent.to_owned()),
             labels: labels.clone(),
             upper: upper_of_new(kind, key, labels, self.upper)?,
+            lazy,
             ..Record::unsaved(self.store.allocate(), kind)
         };
         self.making().insert(record.id);
         let answer = self.create_as(&record, key, &chain);
         self.making().remove(&record.id);
         answer
+    }
+
+    /// Makes the layer `name` without unpacking it; `false` if that is not to be.
+    fn prepare_lazily(&self, key: &str, name: &str, parent: &str, labels: &Labels) -> Result<bool> {
+        check_key("key", key)?;
+        check_key("name", name)?;
+        check_labels(labels)?;
+        let _held = self.busy.hold(&[key, name]);
+        let parent_name = (!parent.is_empty()).then(|| parent.to_owned());
+        if let Some(Info { record, .. }) = self.store.find(name)? {
+            // Another image has it, or another namespace. On another parent it is another snapshot.
+            return Ok(record.kind == Kind::Committed
+                && record.parent == parent_name
+                && record
+                    .labels
+                    .get(SNAPSHOT_REF)
+                    .is_some_and(|target| target == name));
+        }
+        if self.store.find(key)?.is_some() {
+            return Ok(false);
+        }
+        let chain = match parent {
+            "" => Vec::new(),
+            parent => self.store.parent(parent)?.1,
+        };
+        let id = self.store.allocate();
+        self.making().insert(id);
+        let made = self.make_lazily(id, name, parent_name, &chain, labels);
+        self.making().remove(&id);
+        made
+    }
+
+    fn make_lazily(
+        &self,
+        id: u64,
+        name: &str,
+        parent: Option<String>,
+        chain: &[u64],
+        labels: &Labels,
+    ) -> Result<bool> {
+        let made = dirs::make_lazy(&self.layout, id, |dir| {
+            self.sessions.make_lazy(chain, labels, dir)
+        });
+        match made {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(error) => {
+                tracing::info!(name, %error, "a layer is unpacked: it cannot be served lazily");
+                return Ok(false);
+            }
+        }
+        let created = usage::measure(&self.layout.snapshot(id)).and_then(|usage| {
+            let record = Record {
+                parent,
+                labels: labels.clone(),
+                lazy: true,
+                usage,
+                ..Record::unsaved(id, Kind::Committed)
+            };
+            self.store.create(name, &record, chain.first().copied())
+        });
+        // A transaction that failed while it was made durable may have happened.
+        match created
+            .map(drop)
+            .or_else(|error| match self.has_happened(name, id) {
+                Some(true) => Ok(()),
+                Some(false) => {
+                    dirs::discard(&self.layout, id);
+                    Err(error)
+                }
+                None => Err(error),
+            }) {
+            Ok(()) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     fn create_as(&self, record: &Record, key: &str, chain: &[u64]) -> Result<Vec<Mount>> {

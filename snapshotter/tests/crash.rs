@@ -58,6 +58,7 @@ fn the_daemon() {
         index: true,
         metacopy: true,
         partial_copy_up: true,
+        registry: None,
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));

@@ -17,12 +17,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use parking_lot::RwLock;
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock,
     fstat, futimens, openat, statat, syncfs,
@@ -53,6 +54,8 @@ pub struct Cache {
     /// Files that have to be looked through, the oldest first.
     doubtful: Vec<OwnedFd>,
     next: AtomicU64,
+    /// Whether it was closed; held while a file gets its name.
+    closed: RwLock<bool>,
 }
 
 /// What a cache holds.
@@ -138,6 +141,7 @@ impl Cache {
             files,
             new,
             next: AtomicU64::new(0),
+            closed: RwLock::new(false),
         };
         if state != boot {
             // Durable before the first file is added.
@@ -179,7 +183,8 @@ impl Cache {
     }
 
     /// Adds a file that these pieces make one after the other. If they make another one than
-    /// `digest` says, nothing is added, and the answer is the digest of what they make.
+    /// `digest` says, nothing is added, and the answer is the digest of what they make. Once the cache
+    /// is closed the file is made all the same, but not kept.
     pub fn add(
         &self,
         digest: Digest,
@@ -193,6 +198,11 @@ impl Cache {
             }
             // Nobody who runs it may find it open for writing.
             let file = File::from(reopen(file.as_fd(), OFlags::RDONLY)?);
+            let closed = self.closed.read();
+            if *closed {
+                unlinkat(&self.new, &name, AtFlags::empty())?;
+                return Ok(Ok(file));
+            }
             let (dir, last) = place(digest);
             renameat(&self.new, &name, make_dir(&self.files, &dir)?, &last)?;
             Ok(Ok(file))
@@ -203,6 +213,11 @@ impl Cache {
             tracing::warn!(%error, name, "an unfinished file of the cache stays");
         }
         added
+    }
+
+    /// The file system that it is on.
+    pub(crate) fn file_system(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// What it holds, by a walk over all of it.
@@ -227,8 +242,10 @@ impl Cache {
         Ok(holds)
     }
 
-    /// Puts all of it on disk, and says so to the next boot.
-    pub fn close(self) -> Result<()> {
+    /// Puts all of it on disk, and says so to the next boot. From then on nothing is added.
+    pub fn close(&self) -> Result<()> {
+        let mut closed = self.closed.write();
+        *closed = true;
         syncfs(&self.root)?;
         Ok(self.set_state(CLEAN)?)
     }

@@ -16,7 +16,7 @@ use super::tree::Tree;
 use super::{Compression, Flaw, table, toc};
 use crate::error::Result;
 use crate::index::{Stamp, save};
-use crate::types::Timestamp;
+use crate::types::{Attr, Timestamp};
 
 /// Bytes of a chunk of an ordinary blob.
 const CHUNK: usize = 1 << 20;
@@ -98,6 +98,11 @@ impl Contents {
             digest,
             diff_id,
         })
+    }
+
+    /// The attributes of the layer's root.
+    pub fn root(&self) -> Option<Attr> {
+        self.tree.root()
     }
 
     /// The directories that the blob has files in, but no entry for. Where a layer below has a

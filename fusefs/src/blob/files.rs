@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use super::limits::Limits;
 use super::table::{Found, Table};
 use super::{Compression, Flaw};
 use crate::error::{Error, Result};
+use crate::index::LayerData;
 use crate::types::Ino;
 
 /// The most bytes of a blob that are asked for at once, if a chunk is no larger.
@@ -203,6 +205,38 @@ impl Files {
             layer: self.source.name().to_owned(),
             flaw,
         }
+    }
+}
+
+impl LayerData for Files {
+    fn name(&self) -> &str {
+        self.source.name()
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn is_here(&self, _path: &Path, ino: Ino) -> Result<bool> {
+        Ok(self.find(ino)?.is_some())
+    }
+
+    fn open(&self, _path: &Path, ino: Ino) -> Result<File> {
+        self.fetch(ino)
+    }
+
+    fn file_system(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.cache.file_system())
+    }
+
+    fn host_file(&self, _path: &Path) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
+
+impl std::fmt::Debug for Files {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Files").field(&self.source.name()).finish()
     }
 }
 

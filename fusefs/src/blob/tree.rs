@@ -98,6 +98,11 @@ impl Tree {
         Ok(tree)
     }
 
+    /// The attributes of the root.
+    pub(crate) fn root(&self) -> Option<Attr> {
+        Some(self.attr(ROOT, self.nodes.get(ROOT)?))
+    }
+
     /// The directories that no entry tells of, but for the root. Where a layer below has a symlink
     /// at such a path, who unpacks the archive follows it.
     pub(crate) fn implied(&self) -> Vec<PathBuf> {

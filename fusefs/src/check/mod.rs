@@ -38,13 +38,21 @@ use crate::types::FileKind;
 /// Checks an upper, and its work directory if there is one, against the layers below it, the
 /// topmost first. The upper may be in use, but then what is under construction is found too.
 pub fn check_upper(upper: &Path, work: Option<&Path>, layers: &[PathBuf]) -> Result<Vec<Finding>> {
-    let root = open(upper, "cannot open the upper")?;
     let layers = layers
         .iter()
         .map(|path| Ok(Arc::new(DirLayer::open(path)?) as Arc<dyn Layer>))
         .collect::<Result<Vec<_>>>()?;
-    let image = Image::new(layers)?;
-    let mut walk = Walk::new(upper, Arc::new(root), &image);
+    check_upper_above(upper, work, &Image::new(layers)?)
+}
+
+/// As [`check_upper`], against an image.
+pub fn check_upper_above(
+    upper: &Path,
+    work: Option<&Path>,
+    image: &Arc<Image>,
+) -> Result<Vec<Finding>> {
+    let root = open(upper, "cannot open the upper")?;
+    let mut walk = Walk::new(upper, Arc::new(root), image);
     walk.run()?;
     let (root, mut origins, mut findings) = walk.finish();
     if let Some(path) = work {

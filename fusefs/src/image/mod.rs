@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use ino_map::InoMap;
-pub use stored::{LayerPlace, index_in};
+pub use stored::{LayerPlace, index_in, verify_index};
 
 use self::indexed::Indexed;
 use self::lazy::Lazy;
@@ -52,6 +52,21 @@ struct Stack {
     /// The topmost first.
     layers: Vec<Arc<dyn Layer>>,
     inos: InoMap,
+    /// Whether a layer's bytes may be elsewhere than on this host.
+    is_remote: bool,
+}
+
+/// A file of an image whose bytes are not on this host.
+pub struct Absent {
+    layer: Arc<dyn Layer>,
+    path: PathBuf,
+}
+
+impl Absent {
+    /// Waits until the bytes are here. They stay for as long as the answer is held.
+    pub fn fetch(&self) -> Result<File> {
+        self.layer.open(&self.path)
+    }
 }
 
 /// A merged tree: what there is, and where it comes from.
@@ -144,6 +159,11 @@ impl Image {
         self.tree.each_child(dir, &mut visit)
     }
 
+    /// Whether there is anything at a path from the root. No symlink is followed.
+    pub fn has(&self, path: &Path) -> Result<bool> {
+        Ok(self.find(path)?.is_some())
+    }
+
     /// The directory or file at a path from the root.
     pub(crate) fn find(&self, path: &Path) -> Result<Option<ImageId>> {
         let mut at = ImageId::ROOT;
@@ -195,7 +215,22 @@ impl Image {
         self.tree.xattr_names(id)
     }
 
-    /// Opens a regular file for reading, in the layer that has its data.
+    /// A regular file, if its bytes are not on this host: opening it would have to wait.
+    pub(crate) fn absent(&self, id: ImageId) -> Result<Option<Absent>> {
+        if !self.stack.is_remote || self.kind(id) != FileKind::Regular {
+            return Ok(None);
+        }
+        let (layer, path) = self.tree.data(id)?;
+        let layer = &self.stack.layers[layer];
+        let is_here = !layer.is_remote() || layer.is_here(&path)?;
+        Ok((!is_here).then(|| Absent {
+            layer: Arc::clone(layer),
+            path,
+        }))
+    }
+
+    /// Opens a regular file for reading, in the layer that has its data. Bytes that are not on this
+    /// host are waited for.
     pub(crate) fn open(&self, id: ImageId) -> Result<File> {
         if self.kind(id) != FileKind::Regular {
             return Err(Error::Invalid);
@@ -225,7 +260,12 @@ impl Image {
 impl Stack {
     fn new(layers: Vec<Arc<dyn Layer>>) -> Arc<Stack> {
         let inos = InoMap::new(layers.iter().map(|layer| layer.device()));
-        Arc::new(Stack { layers, inos })
+        let is_remote = layers.iter().any(|layer| layer.is_remote());
+        Arc::new(Stack {
+            layers,
+            inos,
+            is_remote,
+        })
     }
 }
 

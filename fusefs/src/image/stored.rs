@@ -13,33 +13,41 @@ use sha2::{Digest, Sha256};
 use super::lazy::Lazy;
 use super::{Image, ImageId, Stack, Tree};
 use crate::error::{Error, Result};
-use crate::index::{Entry, Flaw, Index, IndexedLayer, Kind, Stamp, build, save};
+use crate::index::{BlobLayer, Entry, Flaw, Index, IndexedLayer, Kind, Stamp, build, save};
 use crate::layer::{Below, DirLayer, EntryKind, Layer};
 use crate::sys::memory::give_back;
 use crate::types::FileKind;
 
 /// Where one layer lies.
 #[derive(Clone, Debug)]
-pub struct LayerPlace {
-    /// Its directory.
-    pub dir: PathBuf,
-    /// Its own index, for whoever keeps one. It is made if it is missing and the image's index has
-    /// to be made.
-    pub index: Option<PathBuf>,
+pub enum LayerPlace {
+    /// In a directory.
+    Dir {
+        /// That directory.
+        dir: PathBuf,
+        /// Its own index, for whoever keeps one. It is made if it is missing and the image's index
+        /// has to be made.
+        index: Option<PathBuf>,
+    },
+    /// In a blob, which its user has opened.
+    Blob(Arc<BlobLayer>),
+}
+
+/// A layer that is open.
+enum Opened {
+    Dir(Arc<DirLayer>),
+    Blob(Arc<BlobLayer>),
 }
 
 impl Image {
     /// The image of these layers, the topmost first, by its index at `index`. The index is made if
     /// it is missing, damaged, or one of other layers. Where that fails the image has none.
     pub fn open_indexed(layers: &[LayerPlace], index: &Path) -> Result<Arc<Image>> {
-        let opened: Vec<Arc<DirLayer>> = layers
-            .iter()
-            .map(|layer| Ok(Arc::new(DirLayer::open(&layer.dir)?)))
-            .collect::<Result<_>>()?;
+        let opened: Vec<Opened> = layers.iter().map(Opened::of).collect::<Result<_>>()?;
         if opened.is_empty() {
             return Image::new(Vec::new());
         }
-        let stamps: Vec<Stamp> = opened.iter().map(|layer| layer.stamp()).collect();
+        let stamps: Vec<Stamp> = opened.iter().map(Opened::stamp).collect();
         let found = open(index, &stamps).or_else(|error| {
             if !is_missing(&error) {
                 tracing::warn!(%error, "an index is made again");
@@ -47,7 +55,7 @@ impl Image {
             make(layers, &opened, &stamps, index)?;
             open(index, &stamps)
         });
-        let opened = opened.into_iter().map(|layer| layer as Arc<dyn Layer>);
+        let opened = opened.into_iter().map(Opened::layer);
         match found {
             Ok(found) => Ok(Image::indexed(opened.collect(), found)),
             Err(error) => {
@@ -59,6 +67,14 @@ impl Image {
             }
         }
     }
+}
+
+/// Looks whether a file is a sound index of this kind, made of these layers.
+pub fn verify_index(path: &Path, kind: Kind, layers: &[LayerPlace]) -> Result<()> {
+    let index = Index::open(path, kind)?;
+    let stamps = layers.iter().map(|layer| Ok(Opened::of(layer)?.stamp()));
+    let stamps = stamps.collect::<Result<Vec<_>>>()?;
+    index.check_stamps(&stamps).map_err(|flaw| flaw.of(path))
 }
 
 /// Where the index of an image of these layers lies in a directory of indexes: the name follows
@@ -76,18 +92,30 @@ pub fn index_in(dir: &Path, layers: &[PathBuf]) -> PathBuf {
 }
 
 impl LayerPlace {
-    /// The layer with its index, which is made if it is missing, damaged, or one of another
-    /// directory. An index that can't be written is used all the same, once.
-    pub fn open_indexed(&self) -> Result<IndexedLayer> {
-        self.indexed(Arc::new(DirLayer::open(&self.dir)?))
+    /// The layer, as it is without an index of its own.
+    pub fn open(&self) -> Result<Arc<dyn Layer>> {
+        Ok(Opened::of(self)?.layer())
     }
 
-    fn indexed(&self, dir: Arc<DirLayer>) -> Result<IndexedLayer> {
-        let Some(index) = &self.index else {
-            return IndexedLayer::walk(dir);
+    /// The layer with its index. That of a directory is made if it is missing, damaged, or one of
+    /// another directory; one that can't be written is used all the same, once.
+    pub fn open_indexed(&self) -> Result<Arc<dyn Layer>> {
+        self.indexed(&Opened::of(self)?)
+    }
+
+    fn indexed(&self, opened: &Opened) -> Result<Arc<dyn Layer>> {
+        let dir = match opened {
+            Opened::Blob(layer) => return Ok(Arc::clone(layer) as Arc<dyn Layer>),
+            Opened::Dir(dir) => Arc::clone(dir),
+        };
+        let LayerPlace::Dir {
+            index: Some(index), ..
+        } = self
+        else {
+            return Ok(Arc::new(IndexedLayer::walk(dir)?));
         };
         match IndexedLayer::open(Arc::clone(&dir), index) {
-            Ok(layer) => return Ok(layer),
+            Ok(layer) => return Ok(Arc::new(layer)),
             Err(error) if is_missing(&error) => {}
             Err(error) => tracing::warn!(%error, "an index is made again"),
         }
@@ -95,7 +123,30 @@ impl LayerPlace {
         if let Err(error) = layer.save(index) {
             tracing::warn!(%error, "a layer has no index");
         }
-        Ok(layer)
+        Ok(Arc::new(layer))
+    }
+}
+
+impl Opened {
+    fn of(place: &LayerPlace) -> Result<Opened> {
+        Ok(match place {
+            LayerPlace::Dir { dir, .. } => Opened::Dir(Arc::new(DirLayer::open(dir)?)),
+            LayerPlace::Blob(layer) => Opened::Blob(Arc::clone(layer)),
+        })
+    }
+
+    fn stamp(&self) -> Stamp {
+        match self {
+            Opened::Dir(layer) => layer.stamp(),
+            Opened::Blob(layer) => layer.stamp(),
+        }
+    }
+
+    fn layer(self) -> Arc<dyn Layer> {
+        match self {
+            Opened::Dir(layer) => layer,
+            Opened::Blob(layer) => layer,
+        }
     }
 }
 
@@ -111,11 +162,9 @@ fn is_missing(error: &Error) -> bool {
 
 /// Makes the index of an image: merges the layers, each known from its own index, and writes down
 /// what comes out.
-fn make(places: &[LayerPlace], dirs: &[Arc<DirLayer>], stamps: &[Stamp], at: &Path) -> Result<()> {
-    let layers = places.iter().zip(dirs).map(|(place, dir)| {
-        let layer: Arc<dyn Layer> = Arc::new(place.indexed(Arc::clone(dir))?);
-        Ok(layer)
-    });
+fn make(places: &[LayerPlace], opened: &[Opened], stamps: &[Stamp], at: &Path) -> Result<()> {
+    let layers = places.iter().zip(opened);
+    let layers = layers.map(|(place, opened)| place.indexed(opened));
     let tree = Lazy::new(Stack::new(layers.collect::<Result<_>>()?));
     let bytes = bytes_of(&tree, stamps)?;
     drop(tree);

@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::*;
+use crate::index::Kind;
 use crate::layer::DirLayer;
 use crate::marks;
 use crate::sys::place::Place;
@@ -71,13 +72,15 @@ impl Layers {
 
     /// The image with an index, if it can have one.
     fn indexed(&self) -> Arc<Image> {
-        let layers: Vec<_> = (0..self.count)
-            .map(|layer| LayerPlace {
-                dir: self.path(layer, ""),
-                index: Some(self.dir.path().join(format!("{layer}.index"))),
-            })
-            .collect();
-        Image::open_indexed(&layers, &self.index()).unwrap()
+        Image::open_indexed(&self.places(), &self.index()).unwrap()
+    }
+
+    fn places(&self) -> Vec<LayerPlace> {
+        let place = |layer| LayerPlace::Dir {
+            dir: self.path(layer, ""),
+            index: Some(self.dir.path().join(format!("{layer}.index"))),
+        };
+        (0..self.count).map(place).collect()
     }
 
     fn index(&self) -> PathBuf {
@@ -288,8 +291,7 @@ fn is_made_again(layers: &Layers, damage: impl FnOnce(&Path)) {
     let image = layers.indexed();
     assert!(image.is_indexed());
     assert_eq!(answers(&image), expected);
-    let dirs: Vec<_> = (0..layers.count).map(|at| layers.path(at, "")).collect();
-    crate::index::verify(&layers.index(), crate::index::Kind::Image, &dirs).unwrap();
+    verify_index(&layers.index(), Kind::Image, &layers.places()).unwrap();
 }
 
 #[test]
@@ -320,8 +322,7 @@ fn an_index_that_is_damaged_cut_off_or_of_another_version_is_made_again() {
     // So are those of the layers.
     fs::write(&of_layer, "x").unwrap();
     is_made_again(&layers, |index| fs::remove_file(index).unwrap());
-    let dirs = [layers.path(0, "")];
-    crate::index::verify(&of_layer, crate::index::Kind::Layer, &dirs).unwrap();
+    verify_index(&of_layer, Kind::Layer, &layers.places()[..1]).unwrap();
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! A layer that is known from its index. Only files that are opened are looked for in the
-//! directory that holds it.
+//! A layer that is known from its index. Only files that are opened are looked for in what holds
+//! them: a directory of this host, or a blob.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -7,16 +7,85 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Entry, Index, Kind, build, save};
+use super::{Entry, Index, Kind, Stamp, build, save};
 use crate::error::{Error, Result};
 use crate::layer::{Below, Described, DirLayer, EntryKind, Layer, LayerEntry};
-use crate::types::{Attr, FileKind};
+use crate::types::{Attr, FileKind, Ino};
 
-/// A layer in a directory, with its index.
-#[derive(Debug)]
-pub struct IndexedLayer {
-    dir: Arc<DirLayer>,
+/// What holds the bytes of a layer whose entries an index tells.
+pub trait LayerData: Send + Sync {
+    /// Its name for people.
+    fn name(&self) -> &str;
+
+    /// The layer's [`Layer::device`]; `identity` tells its index from those of other layers. No file
+    /// system's number has the topmost bit.
+    fn device(&self, identity: u64) -> u64 {
+        identity | 1 << 63
+    }
+
+    /// As [`Layer::is_remote`].
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// As [`Layer::is_here`]; the file is named by its path and by its inode number in the index.
+    fn is_here(&self, _path: &Path, _ino: Ino) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// As [`Layer::open`].
+    fn open(&self, path: &Path, ino: Ino) -> Result<File>;
+
+    /// As [`Layer::file_system`].
+    fn file_system(&self) -> Option<BorrowedFd<'_>>;
+
+    /// As [`Layer::host_file`].
+    fn host_file(&self, path: &Path) -> Result<Option<OwnedFd>>;
+}
+
+impl LayerData for DirLayer {
+    fn name(&self) -> &str {
+        Layer::name(self)
+    }
+
+    fn device(&self, _identity: u64) -> u64 {
+        Layer::device(self)
+    }
+
+    fn open(&self, path: &Path, _ino: Ino) -> Result<File> {
+        Layer::open(self, path)
+    }
+
+    fn file_system(&self) -> Option<BorrowedFd<'_>> {
+        Layer::file_system(self)
+    }
+
+    fn host_file(&self, path: &Path) -> Result<Option<OwnedFd>> {
+        Layer::host_file(self, path)
+    }
+}
+
+/// A layer with its index.
+pub struct IndexedLayer<D: ?Sized = DirLayer> {
     index: Index,
+    data: Arc<D>,
+}
+
+/// A layer that is still a blob.
+pub type BlobLayer = IndexedLayer<dyn LayerData>;
+
+impl BlobLayer {
+    /// The layer of a blob, with the index at `path` that was written together with its chunk
+    /// table.
+    pub fn of_blob(data: Arc<dyn LayerData>, path: &Path) -> Result<BlobLayer> {
+        let index = Index::open(path, Kind::Layer)?;
+        Ok(IndexedLayer { index, data })
+    }
+
+    /// What tells this blob from others.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.index.stamp(0)
+    }
 }
 
 impl IndexedLayer {
@@ -25,22 +94,24 @@ impl IndexedLayer {
         let index = Index::open(path, Kind::Layer)?;
         let stamped = index.check_stamps(&[dir.stamp()]);
         stamped.map_err(|flaw| flaw.of(path))?;
-        Ok(IndexedLayer { dir, index })
+        Ok(IndexedLayer { data: dir, index })
     }
 
     /// Walks the layer, once, and keeps what it found in memory.
     pub fn walk(dir: Arc<DirLayer>) -> Result<IndexedLayer> {
         let bytes = bytes_of(&dir)?;
         let index = Index::of_bytes(bytes, Kind::Layer);
-        let index = index.map_err(|flaw| flaw.of(Path::new(dir.name())))?;
-        Ok(IndexedLayer { dir, index })
+        let index = index.map_err(|flaw| flaw.of(Path::new(Layer::name(&*dir))))?;
+        Ok(IndexedLayer { data: dir, index })
     }
 
     /// Writes the index to a file.
     pub fn save(&self, path: &Path) -> Result<()> {
         save(path, self.index.bytes())
     }
+}
 
+impl<D: ?Sized> IndexedLayer<D> {
     fn find(&self, path: &Path) -> Result<u32> {
         self.index.find_path(path).ok_or(Error::NotFound)
     }
@@ -67,6 +138,14 @@ fn bytes_of(dir: &DirLayer) -> Result<Vec<u8>> {
     })
 }
 
+impl<D: LayerData + ?Sized> std::fmt::Debug for IndexedLayer<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("IndexedLayer")
+            .field(&self.data.name())
+            .finish()
+    }
+}
+
 fn entry(described: Described) -> Entry {
     Entry {
         name: described.name,
@@ -81,13 +160,22 @@ fn entry(described: Described) -> Entry {
     }
 }
 
-impl Layer for IndexedLayer {
+impl<D: LayerData + ?Sized> Layer for IndexedLayer<D> {
     fn name(&self) -> &str {
-        self.dir.name()
+        self.data.name()
     }
 
     fn device(&self) -> u64 {
-        self.dir.device()
+        self.data.device(self.index.stamp(0).ino)
+    }
+
+    fn is_remote(&self) -> bool {
+        self.data.is_remote()
+    }
+
+    fn is_here(&self, path: &Path) -> Result<bool> {
+        let ino = self.index.ino(self.find(path)?);
+        self.data.is_here(path, ino)
     }
 
     fn read_dir(&self, dir: &Path) -> Result<Vec<LayerEntry>> {
@@ -126,7 +214,8 @@ impl Layer for IndexedLayer {
     }
 
     fn open(&self, path: &Path) -> Result<File> {
-        self.dir.open(path)
+        let ino = self.index.ino(self.find(path)?);
+        self.data.open(path, ino)
     }
 
     fn data(&self, path: &Path) -> Result<Below> {
@@ -134,10 +223,10 @@ impl Layer for IndexedLayer {
     }
 
     fn file_system(&self) -> Option<BorrowedFd<'_>> {
-        self.dir.file_system()
+        self.data.file_system()
     }
 
     fn host_file(&self, path: &Path) -> Result<Option<OwnedFd>> {
-        self.dir.host_file(path)
+        self.data.host_file(path)
     }
 }

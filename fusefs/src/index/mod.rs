@@ -23,13 +23,12 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use build::{Entry, build};
 pub(crate) use format::{CHECKSUM, checksum, seal, u32_at, u64_at};
-pub use layer::IndexedLayer;
+pub use layer::{BlobLayer, IndexedLayer, LayerData};
 pub use save::is_leftover;
 pub(crate) use save::save;
 pub(crate) use tree::{Bytes, Index};
 
-use crate::error::{Error, Result};
-use crate::layer::DirLayer;
+use crate::error::Error;
 
 /// What an index tells of.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -118,16 +117,6 @@ impl Flaw {
             flaw: self,
         }
     }
-}
-
-/// Looks whether a file is a sound index of this kind, made of the layers in these directories.
-pub fn verify(path: &Path, kind: Kind, layers: &[PathBuf]) -> Result<()> {
-    let index = Index::open(path, kind)?;
-    let stamps = layers
-        .iter()
-        .map(|dir| Ok(DirLayer::open(dir)?.stamp()))
-        .collect::<Result<Vec<_>>>()?;
-    index.check_stamps(&stamps).map_err(|flaw| flaw.of(path))
 }
 
 #[cfg(any(test, fuzzing))]

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 
 use super::*;
+use crate::error::Result;
 use crate::layer::{Below, EntryKind};
 use crate::sys::change::faults::{self, Fault};
 use crate::types::{Attr, FileKind, Ino, Timestamp};

@@ -97,7 +97,8 @@ impl Index {
         }
     }
 
-    fn stamp(&self, layer: usize) -> Stamp {
+    /// What tells a layer from others.
+    pub(super) fn stamp(&self, layer: usize) -> Stamp {
         let start = Header::STAMPS + layer * STAMP;
         Stamp {
             ino: u64_at(&self.bytes, start),

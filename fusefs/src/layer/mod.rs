@@ -99,7 +99,18 @@ pub trait Layer: Send + Sync {
     /// Where the data of a regular file are; [`Below::Nothing`]: in this layer.
     fn data(&self, path: &Path) -> Result<Below>;
 
-    /// Opens a regular file for reading, whose data are in this layer.
+    /// Whether the bytes of its files may be elsewhere than on this host.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Self::open`] has not to wait: the bytes of the file are on this host.
+    fn is_here(&self, _path: &Path) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Opens a regular file for reading, whose data are in this layer. Bytes that are not on this
+    /// host are waited for.
     fn open(&self, path: &Path) -> Result<File>;
 
     /// A descriptor on the file system that holds the layer, for `statfs` and file handles; `None`

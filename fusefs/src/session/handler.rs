@@ -32,7 +32,9 @@ use super::features::KernelFeatures;
 use super::passthrough::{Passthrough, open_mode};
 use super::requests::{Counters, Operation};
 use super::unlinked;
+use super::waiting::Waiting;
 use crate::error::{Error, Result};
+use crate::image::Absent;
 use crate::types::{Fh, NodeId, SetAttr};
 use crate::union::{Union, Whence};
 
@@ -71,7 +73,8 @@ const NO_IDMAP: &str = "this kernel has no idmapped mounts of FUSE: it needs Lin
 #[allow(clippy::struct_excessive_bools)] // what was agreed with the kernel, each by itself
 pub(super) struct Handler {
     union: Arc<Union>,
-    passthrough: Passthrough,
+    passthrough: Arc<Passthrough>,
+    waiting: Waiting,
     /// What the kernel may not give, even if it offers it.
     without: KernelFeatures,
     /// Whether the mount has to allow that it is idmapped.
@@ -104,7 +107,10 @@ impl Handler {
     ) -> Self {
         Self {
             union,
-            passthrough: Passthrough::new(!without.contains(KernelFeatures::PASSTHROUGH)),
+            passthrough: Arc::new(Passthrough::new(
+                !without.contains(KernelFeatures::PASSTHROUGH),
+            )),
+            waiting: Waiting::default(),
             without,
             idmap,
             no_open,
@@ -133,14 +139,22 @@ impl Handler {
         }
     }
 
-    /// Makes the kernel ask for a file's attributes again. Of an open it does not expect that
-    /// they change, but a copy-up changes the ctime.
-    fn forget_attributes(&self, ino: INodeNo) {
-        // A negative offset: attributes only.
-        let told = self.notifier.get().map(|n| n.inval_inode(ino, -1, 0));
-        if let Some(Err(error)) = told {
-            tracing::debug!(%ino, %error, "the kernel was not told of a copy-up");
+    /// The bytes that have to be here before a file can be changed so; most changes need none.
+    fn absent_for(&self, ino: INodeNo, change: &SetAttr) -> Result<Option<Absent>> {
+        if change.size.is_none_or(|size| size == 0) && self.union.has_metacopy() {
+            return Ok(None);
         }
+        self.union.absent(node(ino))
+    }
+}
+
+/// Makes the kernel ask for a file's attributes again. Of an open it does not expect that they
+/// change, but a copy-up changes the ctime.
+fn forget_attributes(notifier: &OnceLock<Notifier>, ino: INodeNo) {
+    // A negative offset: attributes only.
+    let told = notifier.get().map(|n| n.inval_inode(ino, -1, 0));
+    if let Some(Err(error)) = told {
+        tracing::debug!(%ino, %error, "the kernel was not told of a copy-up");
     }
 }
 
@@ -230,19 +244,16 @@ impl Filesystem for Handler {
             atime,
             mtime,
         };
-        let attr = || {
-            self.union
-                .setattr(caller(req, 0), node(ino), fh.map(handle), &change)
-        };
-        answer(
-            self.asked(Operation::Setattr),
-            ino,
-            reply,
-            attr,
-            |reply, attr| {
+        let (union, who) = (Arc::clone(&self.union), caller(req, 0));
+        let operation = self.asked(Operation::Setattr);
+        let absent = self.absent_for(ino, &change);
+        self.waiting.when_here(absent, move |here| {
+            let attr =
+                || here.and_then(|()| union.setattr(who, node(ino), fh.map(handle), &change));
+            answer(operation, ino, reply, attr, |reply, attr| {
                 reply.attr(&attr_ttl(&attr), &file_attr(&attr));
-            },
-        );
+            });
+        });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -392,29 +403,29 @@ impl Filesystem for Handler {
             // The kernel opens it by itself then, and asks for no file of this mount again.
             return reply.error(Errno::ENOSYS);
         }
-        let opened = || {
-            self.union
-                .open(caller(req, 0), node(ino), open_flags(flags))
+        let operation = self.asked(Operation::Open);
+        let (union, passthrough) = (Arc::clone(&self.union), Arc::clone(&self.passthrough));
+        let notifier = Arc::clone(&self.notifier);
+        let (who, flags) = (caller(req, 0), open_flags(flags));
+        let absent = if flags.contains(OFlags::TRUNC) {
+            Ok(None)
+        } else {
+            self.union.absent(node(ino))
         };
-        answer(
-            self.asked(Operation::Open),
-            ino,
-            reply,
-            opened,
-            |reply, opened| {
+        self.waiting.when_here(absent, move |here| {
+            let opened = || here.and_then(|()| union.open(who, node(ino), flags));
+            answer(operation, ino, reply, opened, |reply, opened| {
                 if opened.copied_up {
-                    self.forget_attributes(ino);
+                    forget_attributes(&notifier, ino);
                 }
-                let id = self
-                    .passthrough
-                    .id_of(&opened.backing, |file| reply.open_backing(file));
+                let id = passthrough.id_of(&opened.backing, |file| reply.open_backing(file));
                 let (fh, mode) = (FileHandle(opened.fh.0), open_mode(&opened, id));
                 match id {
                     Some(id) => reply.opened_passthrough(fh, mode, id),
                     None => reply.opened(fh, mode),
                 }
-            },
-        );
+            });
+        });
     }
 
     fn create(
@@ -467,21 +478,35 @@ impl Filesystem for Handler {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        with_buffer(size as usize, |buffer| {
-            let read = |buffer: &mut [u8]| {
-                if self.no_open {
-                    self.union.read_unopened(node(ino), offset, buffer)
-                } else {
-                    self.union.read(handle(fh), offset, buffer)
-                }
-            };
-            answer(
-                self.asked(Operation::Read),
-                ino,
-                reply,
-                move || read(buffer).map(|count| &buffer[..count]),
-                ReplyData::data,
-            );
+        let operation = self.asked(Operation::Read);
+        if !self.no_open {
+            return with_buffer(size as usize, |buffer| {
+                let read = |buffer: &mut [u8]| self.union.read(handle(fh), offset, buffer);
+                answer(
+                    operation,
+                    ino,
+                    reply,
+                    move || read(buffer).map(|count| &buffer[..count]),
+                    ReplyData::data,
+                );
+            });
+        }
+        let union = Arc::clone(&self.union);
+        let absent = self.union.absent(node(ino));
+        self.waiting.when_here(absent, move |here| {
+            with_buffer(size as usize, |buffer| {
+                let read = |buffer: &mut [u8]| {
+                    here?;
+                    union.read_unopened(node(ino), offset, buffer)
+                };
+                answer(
+                    operation,
+                    ino,
+                    reply,
+                    move || read(buffer).map(|count| &buffer[..count]),
+                    ReplyData::data,
+                );
+            });
         });
     }
 
@@ -785,23 +810,28 @@ impl Filesystem for Handler {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let found = || {
-            let (offset, whence) = seek_target(offset, whence)?;
-            if self.no_open {
-                self.union.seek_unopened(node(ino), offset, whence)
-            } else {
-                self.union.seek(handle(fh), offset, whence)
-            }
+        let operation = self.asked(Operation::Lseek);
+        let union = Arc::clone(&self.union);
+        let no_open = self.no_open;
+        let absent = if no_open {
+            union.absent(node(ino))
+        } else {
+            Ok(None)
         };
-        answer(
-            self.asked(Operation::Lseek),
-            ino,
-            reply,
-            found,
-            |reply, offset| {
+        self.waiting.when_here(absent, move |here| {
+            let found = || {
+                here?;
+                let (offset, whence) = seek_target(offset, whence)?;
+                if no_open {
+                    union.seek_unopened(node(ino), offset, whence)
+                } else {
+                    union.seek(handle(fh), offset, whence)
+                }
+            };
+            answer(operation, ino, reply, found, |reply, offset| {
                 reply.offset(i64::try_from(offset).unwrap_or(i64::MAX));
-            },
-        );
+            });
+        });
     }
 
     fn copy_file_range(

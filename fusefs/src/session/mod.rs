@@ -10,6 +10,7 @@
 //! - `features` says what an older kernel does not have.
 //! - `passthrough` registers backing files, so that the kernel reads and writes them by itself.
 //! - `requests` counts what was asked.
+//! - `waiting` keeps requests for bytes that are not on this host from keeping others waiting.
 //!
 //! A mount that somebody still uses when it is unmounted is only detached: it disappears from
 //! the tree, and is served until its last user is gone. The daemon itself never touches a path
@@ -22,6 +23,7 @@ mod handler;
 mod passthrough;
 mod requests;
 mod unlinked;
+mod waiting;
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};

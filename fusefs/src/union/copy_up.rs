@@ -69,6 +69,11 @@ impl Union {
         self
     }
 
+    /// Whether a change of attributes copies up the attributes alone.
+    pub fn has_metacopy(&self) -> bool {
+        self.metacopy
+    }
+
     /// Makes sure that the upper has a node's file, as deep as that, and returns the node that
     /// stands for it then.
     ///

@@ -9,6 +9,7 @@ use super::Union;
 use super::attr::{clear_set_id, place_of_file, resize};
 use super::copy_up::Depth;
 use crate::error::{Error, Result};
+use crate::image::Absent;
 use crate::inode::{Backing, FileHandleState, Node};
 use crate::marks::{self, Data};
 use crate::sys::change;
@@ -97,6 +98,21 @@ impl Union {
                     ..opened
                 });
             }
+        }
+    }
+
+    /// The image's file that a request for a node's data would have to wait for, because its bytes
+    /// are not on this host. Whoever has other work fetches it first, where waiting does no harm:
+    /// a request that has to wait keeps others waiting, too.
+    pub fn absent(&self, node: NodeId) -> Result<Option<Absent>> {
+        let image = {
+            let node = self.node(node)?;
+            let state = node.state.lock();
+            state.image.filter(|_| state.backing.strong_count() == 0)
+        };
+        match image {
+            Some(image) => self.image.absent(image),
+            None => Ok(None),
         }
     }
 

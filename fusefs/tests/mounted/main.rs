@@ -15,6 +15,7 @@
 
 mod bad_input;
 mod bad_marks;
+mod blobs;
 mod check;
 mod copy_up;
 mod data;

@@ -275,7 +275,7 @@ impl Layers {
     /// The image by its index, which stays for the next mount. (Layers with marks that make no
     /// sense have none.)
     fn indexed_image(&self) -> Arc<Image> {
-        let lowers = self.lowers.iter().map(|lower| LayerPlace {
+        let lowers = self.lowers.iter().map(|lower| LayerPlace::Dir {
             dir: lower.clone(),
             index: None,
         });

@@ -196,7 +196,7 @@ impl Plan {
 /// The image of the layers, by its index if there is a place for one.
 fn image(lower: &[PathBuf], index_dir: Option<&Path>) -> lamina_fusefs::Result<Arc<Image>> {
     if let Some(dir) = index_dir {
-        let layers = lower.iter().map(|dir| LayerPlace {
+        let layers = lower.iter().map(|dir| LayerPlace::Dir {
             dir: dir.clone(),
             index: None,
         });

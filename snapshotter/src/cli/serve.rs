@@ -46,6 +46,9 @@ pub(super) struct ServeArgs {
     /// Copy up only the blocks of a large file that are written [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_PARTIAL_COPY_UP")]
     partial_copy_up: Option<bool>,
+    /// Serve layers without unpacking them, where containerd says which they are [default: true]
+    #[arg(long, value_name = "BOOL", env = "LAMINA_LAZY")]
+    lazy: Option<bool>,
     /// error, warn, info, debug or trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL", env = "LAMINA_LOG_LEVEL")]
     log_level: Option<String>,
@@ -88,6 +91,9 @@ impl ServeArgs {
         if let Some(partial) = self.partial_copy_up {
             config.partial_copy_up = partial;
         }
+        if let Some(lazy) = self.lazy {
+            config.lazy.enabled = lazy;
+        }
         if let Some(level) = &self.log_level {
             config.log.level.clone_from(level);
         }
@@ -116,6 +122,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         index: config.index,
         metacopy: config.metacopy,
         partial_copy_up: config.partial_copy_up,
+        registry: config.lazy.registry(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -8,7 +8,7 @@ use std::path::Path;
 use redb::{Builder, Database, DatabaseError, StorageError};
 
 use super::layout::{Entry, Layout};
-use super::records::FORMAT;
+use super::records::{FORMAT, FORMAT_LAZY};
 use super::tables;
 use crate::error::{Error, Result};
 
@@ -79,9 +79,9 @@ pub(super) fn open_checked(path: &Path) -> Result<Database> {
         .and_then(|reader| reader.format())
         .map_err(|error| damaged(error.to_string()))?;
     match format {
-        FORMAT => Ok(database),
+        FORMAT | FORMAT_LAZY => Ok(database),
         other => Err(damaged(format!(
-            "it has format {other}, this version reads {FORMAT}"
+            "it has format {other}, this version reads {FORMAT} and {FORMAT_LAZY}"
         ))),
     }
 }

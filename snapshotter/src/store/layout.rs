@@ -11,9 +11,14 @@
 //!     <id>/work             scratch space beside it, made for active snapshots; a committed one
 //!                           may still have it
 //!     <id>/layer.index      the index of a committed snapshot's files; may be missing
+//!     <id>/blob.json        of a layer that was not unpacked: what its blob is; `fs` is empty then,
+//!                           and the index is not missing
+//!     <id>/blob.table       where in the blob the bytes of the files are
+//!     <id>/blob             the blob, if all of it was read
 //!     <id>/image.index      the index of the chain with it on top; may be missing
 //!     new-<id>/             a snapshot that is being made
 //!     trash-<id>/           a snapshot that is being deleted
+//!   cache/                  0700: files of layers that were not unpacked
 //!   mounts/                 0700
 //!     <id>/                 where the union of an active snapshot is mounted, or, with the id of
 //!                           a committed snapshot, the read-only one that its views share
@@ -31,6 +36,15 @@ use crate::error::{Error, Result};
 
 /// The mode of the root and of the directories in it.
 pub const PRIVATE: u32 = 0o700;
+
+/// The index of a layer, in the directory of its snapshot.
+pub(crate) const LAYER_INDEX: &str = "layer.index";
+/// What is remembered of a blob.
+pub(crate) const BLOB_RECORD: &str = "blob.json";
+/// The chunk table of a blob.
+pub(crate) const BLOB_TABLE: &str = "blob.table";
+/// A blob itself.
+pub(crate) const BLOB: &str = "blob";
 
 /// A root directory and the names in it.
 #[derive(Clone, Debug)]
@@ -95,8 +109,13 @@ impl Layout {
     }
 
     /// The directories that nobody but root may enter.
-    pub fn private(&self) -> [PathBuf; 3] {
-        [self.root.clone(), self.snapshots(), self.mounts()]
+    pub fn private(&self) -> [PathBuf; 4] {
+        [
+            self.root.clone(),
+            self.snapshots(),
+            self.cache(),
+            self.mounts(),
+        ]
     }
 
     /// The metadata store.
@@ -141,7 +160,27 @@ impl Layout {
 
     /// The index of one committed snapshot's own files.
     pub fn layer_index(&self, id: u64) -> PathBuf {
-        self.snapshot(id).join("layer.index")
+        self.snapshot(id).join(LAYER_INDEX)
+    }
+
+    /// What is remembered of the blob of a layer that was not unpacked.
+    pub fn blob_record(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join(BLOB_RECORD)
+    }
+
+    /// Where in its blob the bytes of a layer's files are.
+    pub fn blob_table(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join(BLOB_TABLE)
+    }
+
+    /// The blob of a layer, if all of it was read.
+    pub fn blob(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join(BLOB)
+    }
+
+    /// The cache of files of layers that were not unpacked.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
     }
 
     /// The index of the image that a committed snapshot and those below it make.

@@ -31,7 +31,7 @@ use redb::Database;
 
 use crate::error::{Error, Result};
 use layout::Layout;
-use records::{Info, Kind, Labels, Record, Time, Usage};
+use records::{FORMAT_LAZY, Info, Kind, Labels, Record, Time, Usage};
 pub use tables::Dump;
 use tables::{Reader, Rules as _, Writer};
 
@@ -116,7 +116,7 @@ impl Store {
         })
     }
 
-    /// Adds an active snapshot or a view. `parent` is the id that its parent had when the
+    /// Adds a snapshot: an active one, a view, or a layer that is not unpacked. `parent` is the id that its parent had when the
     /// directories were made: one that was replaced meanwhile is another one.
     pub fn create(&self, key: &str, new: &Record, parent: Option<u64>) -> Result<Record> {
         self.write(|tables| {
@@ -128,6 +128,9 @@ impl Store {
                 });
             }
             tables.need_free(key)?;
+            if new.lazy {
+                tables.set_format(FORMAT_LAZY)?;
+            }
             let now = Time::now();
             let record = Record {
                 labels: without_empty(&new.labels),

@@ -15,6 +15,10 @@ use crate::upper_mode::UpperMode;
 /// The version of the records and tables.
 pub const FORMAT: u64 = 1;
 
+/// The version of a store that has held a layer which was not unpacked: for a program that knows
+/// nothing of such layers, they would be empty. All else is as in [`FORMAT`].
+pub const FORMAT_LAZY: u64 = 2;
+
 /// Labels of a snapshot. Sorted, so that equal labels are equal bytes.
 pub type Labels = BTreeMap<String, String>;
 
@@ -126,6 +130,9 @@ pub struct Record {
     /// Who holds its upper, or held it before it was committed. Decided when it was made.
     #[serde(default, skip_serializing_if = "UpperMode::is_union")]
     pub upper: UpperMode,
+    /// Whether it, or a layer below it, was not unpacked ([`crate::lazy`]).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lazy: bool,
     /// When it was made, or committed.
     pub created: Time,
     /// When its labels last changed.
@@ -145,11 +152,17 @@ impl Record {
             parent: None,
             labels: Labels::new(),
             upper: UpperMode::default(),
+            lazy: false,
             created: now,
             updated: now,
             usage: Usage::default(),
         }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A snapshot with its key: what `Stat` and `List` answer.
@@ -187,6 +200,7 @@ mod tests {
             parent: Some("below".to_owned()),
             labels: Labels::from([("a".to_owned(), "b".to_owned())]),
             upper: UpperMode::Union,
+            lazy: false,
             created: Time { secs: 1, nanos: 2 },
             updated: Time { secs: 3, nanos: 4 },
             usage: Usage { size: 5, inodes: 6 },

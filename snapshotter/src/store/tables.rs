@@ -304,6 +304,14 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    /// Raises the format, or leaves it as it is.
+    pub(super) fn set_format(&mut self, format: u64) -> Result<()> {
+        self.meta
+            .insert(FORMAT_KEY, format)
+            .map_err(fault(self.path))?;
+        Ok(())
+    }
+
     /// A child of this snapshot, by its key.
     pub(super) fn child_of(&self, id: u64) -> Result<Option<String>> {
         let mut rows = self

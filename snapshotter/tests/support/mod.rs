@@ -47,6 +47,7 @@ pub fn options(dir: &Path) -> ServeOptions {
         index: true,
         metacopy: true,
         partial_copy_up: true,
+        registry: None,
     }
 }
 

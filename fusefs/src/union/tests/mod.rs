@@ -56,7 +56,7 @@ impl Bed {
 
     /// The image of these layers, with an index. (The model has images without one too.)
     fn image_of(layers: &[PathBuf]) -> Arc<Image> {
-        let place = |dir: &PathBuf| LayerPlace {
+        let place = |dir: &PathBuf| LayerPlace::Dir {
             dir: dir.clone(),
             index: None,
         };

@@ -164,7 +164,7 @@ impl Dirs {
 impl Dirs {
     /// The image by its index, and by that of each layer, which are made the first time.
     fn indexed_image(&self) -> Arc<Image> {
-        let place = |dir: &PathBuf| LayerPlace {
+        let place = |dir: &PathBuf| LayerPlace::Dir {
             dir: dir.clone(),
             index: Some(dir.with_extension("index")),
         };

@@ -1,0 +1,240 @@
+//! Layers that were not unpacked: what a container sees while their bytes are elsewhere.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use lamina_fusefs::blob::{Cache, Contents, Files, Limits, Source};
+use lamina_fusefs::image::{Image, LayerPlace};
+use lamina_fusefs::index::{BlobLayer, LayerData};
+use lamina_fusefs::session::{Session, SessionOptions};
+use lamina_fusefs::union::Union;
+use lamina_fusefs::upper::Upper;
+
+use crate::layers::image;
+use crate::system::{Layers, System};
+use crate::tools::{append, read, tree_without_inodes, write};
+
+/// More than a session has threads to fetch with.
+const MANY: usize = 40;
+
+/// A blob behind a gate: it gives bytes while that is open, waits while it is closed, and fails
+/// while the registry is dead.
+struct Gate {
+    blob: Vec<u8>,
+    is_open: Mutex<bool>,
+    changed: Condvar,
+    is_dead: AtomicBool,
+    reads: AtomicUsize,
+}
+
+impl Gate {
+    fn set_open(&self, open: bool) {
+        *self.is_open.lock().unwrap() = open;
+        self.changed.notify_all();
+    }
+}
+
+impl Source for Gate {
+    fn name(&self) -> &'static str {
+        "gate"
+    }
+
+    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let mut is_open = self.is_open.lock().unwrap();
+        while !*is_open {
+            is_open = self.changed.wait(is_open).unwrap();
+        }
+        if self.is_dead.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the registry is dead"));
+        }
+        let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap());
+        Ok(self.blob[start..end].to_vec())
+    }
+}
+
+/// The archive of a tree, compressed.
+fn blob_of(tree: &Path) -> Vec<u8> {
+    let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    archive.follow_symlinks(false);
+    archive.append_dir_all(".", tree).unwrap();
+    archive.into_inner().unwrap().finish().unwrap()
+}
+
+/// The image of one layer, as a blob, with its cache below `dir`.
+fn lazy_image(dir: &Path, tree: &Path) -> (Arc<Image>, Arc<Gate>) {
+    let gate = Arc::new(Gate {
+        blob: blob_of(tree),
+        is_open: Mutex::new(true),
+        changed: Condvar::new(),
+        is_dead: AtomicBool::new(false),
+        reads: AtomicUsize::new(0),
+    });
+    let limits = Limits::default();
+    let ordinary = Contents::of_gzip(&gate.blob[..], &limits).unwrap();
+    let (index, table, cache) = (dir.join("i"), dir.join("t"), dir.join("cache"));
+    ordinary.contents.save(&index, &table).unwrap();
+    fs::create_dir(&cache).unwrap();
+    let cache = Arc::new(Cache::open(&cache).unwrap());
+    let source = Arc::clone(&gate) as Arc<dyn Source>;
+    let files = Files::open(&table, source, cache, Arc::default(), &limits).unwrap();
+    let layer = BlobLayer::of_blob(Arc::new(files) as Arc<dyn LayerData>, &index).unwrap();
+    let places = [LayerPlace::Blob(Arc::new(layer))];
+    let image = Image::open_indexed(&places, &dir.join("image.index")).unwrap();
+    assert!(image.is_indexed());
+    (image, gate)
+}
+
+/// Mounts the bottom layer of `layers` as a blob, read-only or with an upper.
+fn mount(layers: &Layers, dir: &Path, writable: bool) -> (Session, Arc<Gate>) {
+    let (image, gate) = lazy_image(dir, &layers.bottom(""));
+    let upper = writable.then(|| Upper::open(&layers.upper(), &layers.work()).unwrap());
+    let options = SessionOptions {
+        read_only: !writable,
+        no_open: !writable,
+        ..SessionOptions::default()
+    };
+    let union = Arc::new(Union::new(image, upper).unwrap());
+    (
+        Session::mount(union, &layers.mountpoint(), &options).unwrap(),
+        gate,
+    )
+}
+
+/// Runs a check with the mount read-only, and with an upper.
+fn each_way(fill: impl Fn(&Layers), check: impl Fn(&Layers, &Gate, bool)) {
+    if !(System::Lamina { passthrough: true }).is_wanted() {
+        return;
+    }
+    for writable in [false, true] {
+        let layers = Layers::new(1);
+        fill(&layers);
+        let dir = tempfile::tempdir().unwrap();
+        let (session, gate) = mount(&layers, dir.path(), writable);
+        check(&layers, &gate, writable);
+        gate.set_open(true);
+        assert!(session.unmount(Duration::from_secs(10)).unwrap());
+    }
+}
+
+#[test]
+fn a_blob_looks_as_if_it_were_unpacked() {
+    let fill = |layers: &Layers| {
+        image(layers);
+        // The archive is made by a crate that knows no xattrs.
+        rustix::fs::removexattr(layers.bottom("meta"), "user.x").unwrap();
+    };
+    each_way(fill, |layers, gate, writable| {
+        let at = layers.mountpoint();
+        let expected = tree_without_inodes(&layers.bottom(""));
+        gate.set_open(false);
+        assert_eq!(
+            fs::read_dir(&at).unwrap().count(),
+            fs::read_dir(layers.bottom("")).unwrap().count()
+        );
+        gate.set_open(true);
+        assert_eq!(tree_without_inodes(&at), expected);
+        if writable {
+            append(at.join("data"), " and more");
+            assert_eq!(read(at.join("data")), "data and more");
+            assert_eq!(read(layers.bottom("data")), "data");
+        }
+    });
+}
+
+#[test]
+fn who_waits_for_bytes_keeps_nobody_waiting() {
+    let fill = |layers: &Layers| {
+        write(layers.bottom("near"), "here before");
+        for number in 0..MANY {
+            write(
+                layers.bottom(&format!("far-{number}")),
+                format!("bytes of {number}"),
+            );
+        }
+    };
+    each_way(fill, |layers, gate, writable| {
+        let at = layers.mountpoint();
+        assert_eq!(read(at.join("near")), "here before");
+        let before = gate.reads.load(Ordering::SeqCst);
+        gate.set_open(false);
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..MANY)
+                .map(|number| {
+                    let path = at.join(format!("far-{number}"));
+                    scope.spawn(move || read(path))
+                })
+                .collect();
+            while gate.reads.load(Ordering::SeqCst) == before {
+                thread::sleep(Duration::from_millis(5));
+            }
+            // All threads of the session could be waiting now.
+            assert_eq!(read(at.join("near")), "here before");
+            assert_eq!(fs::metadata(at.join("far-3")).unwrap().len(), 10);
+            if writable {
+                write(at.join("new"), "new");
+                fs::rename(at.join("far-5"), at.join("moved")).unwrap();
+                fs::set_permissions(
+                    at.join("far-6"),
+                    std::os::unix::fs::PermissionsExt::from_mode(0o600),
+                )
+                .unwrap();
+                // Nothing of what is cut off has to come.
+                write(at.join("far-7"), "all new");
+            }
+            gate.set_open(true);
+            for (number, reader) in readers.into_iter().enumerate() {
+                let moved = writable && matches!(number, 5 | 7);
+                match reader.join() {
+                    Ok(text) if !moved => assert_eq!(text, format!("bytes of {number}")),
+                    Ok(text) => assert!(text.starts_with("bytes of") || text == "all new"),
+                    // It looked for its file after that was moved.
+                    Err(_) => assert!(moved),
+                }
+            }
+        });
+        if writable {
+            assert_eq!(read(at.join("moved")), "bytes of 5");
+            assert_eq!(read(at.join("far-6")), "bytes of 6");
+            assert_eq!(read(at.join("far-7")), "all new");
+        }
+    });
+}
+
+#[test]
+fn bytes_that_cannot_be_had_are_an_error_and_come_when_they_can() {
+    let fill = |layers: &Layers| write(layers.bottom("far"), "bytes");
+    each_way(fill, |layers, gate, writable| {
+        let far = layers.mountpoint().join("far");
+        gate.is_dead.store(true, Ordering::SeqCst);
+        let read_it = || {
+            let mut text = String::new();
+            File::open(&far)?.read_to_string(&mut text)?;
+            Ok::<_, io::Error>(text)
+        };
+        let error = read_it().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        if writable {
+            let error = File::options().append(true).open(&far).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        }
+        assert_eq!(fs::metadata(&far).unwrap().len(), 5);
+        gate.is_dead.store(false, Ordering::SeqCst);
+        assert_eq!(read_it().unwrap(), "bytes");
+        gate.is_dead.store(true, Ordering::SeqCst);
+        assert_eq!(read_it().unwrap(), "bytes", "it is here now");
+        if writable {
+            let mut file = File::options().append(true).open(&far).unwrap();
+            file.write_all(b" more").unwrap();
+            assert_eq!(read_it().unwrap(), "bytes more");
+        }
+    });
+}

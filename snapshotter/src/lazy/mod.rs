@@ -1,0 +1,176 @@
+//! Layers that are served without being unpacked.
+//!
+//! containerd asks for a place to unpack a layer into, and says in labels which layer of which
+//! image that will be ([`Wanted`]). If the layer can be served as it lies in the registry, what is
+//! needed for that is written down (`make`) and containerd is told that the layer exists. From then
+//! on the layer's directory holds, instead of its files:
+//!
+//! ```text
+//! blob.json     what the blob is, and where it comes from ([`record`])
+//! layer.index   all of the layer but the bytes of its files
+//! blob.table    where in the blob those are
+//! blob          the blob itself, if all of it had to be read to know this
+//! ```
+//!
+//! Files that were fetched are in the cache of the root, shared by all layers. Whatever about a
+//! layer keeps it from being served so is an error here, and a line in the log: containerd then
+//! unpacks it as any other.
+
+mod labels;
+mod make;
+mod pieces;
+mod record;
+mod source;
+
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use lamina_fusefs::blob::{self, Cache, Files, Flights, Limits};
+use lamina_fusefs::image::Image;
+use lamina_fusefs::index::{BlobLayer, LayerData};
+use lamina_fusefs::types::{Attr, Ino};
+
+pub(crate) use self::labels::{SNAPSHOT_REF, Wanted};
+use self::record::Record;
+use self::source::BlobSource;
+use crate::chains::Chains;
+use crate::registry::image::Images;
+use crate::registry::{self, Registry, RegistryError};
+use crate::store::layout::Layout;
+
+/// Why a layer is not served without being unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LazyError {
+    /// The registry does not give what is needed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The blob is not what it should be.
+    #[error(transparent)]
+    Blob(#[from] blob::Flaw),
+    /// What is needed can't be written down, or what is below can't be read.
+    #[error(transparent)]
+    Fs(#[from] lamina_fusefs::Error),
+    /// The image, as the registry has it, has no such layer: its name may mean another image by now.
+    #[error("{reference}: it has no layer {digest} with chain ID {chain_id}")]
+    OtherImage {
+        /// The image's name.
+        reference: String,
+        /// The layer's digest.
+        digest: String,
+        /// The chain ID that containerd expects.
+        chain_id: String,
+    },
+    /// It is a layer of a sort that only unpacking does justice to.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// The layer of a blob of which nobody will read a file: its index answers everything else.
+pub(crate) fn unread(layout: &Layout, id: u64) -> lamina_fusefs::Result<Arc<BlobLayer>> {
+    let name = layout.blob_record(id).display().to_string();
+    let layer = BlobLayer::of_blob(Arc::new(Unread(name)), &layout.layer_index(id))?;
+    Ok(Arc::new(layer))
+}
+
+struct Unread(String);
+
+impl LayerData for Unread {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn open(&self, _path: &Path, _ino: Ino) -> lamina_fusefs::Result<File> {
+        Err(lamina_fusefs::Error::NotSupported)
+    }
+
+    fn file_system(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn host_file(&self, _path: &Path) -> lamina_fusefs::Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
+
+/// A blob that is open.
+pub(crate) struct Opened {
+    pub(crate) layer: Arc<BlobLayer>,
+    pub(crate) files: Arc<Files>,
+}
+
+/// Everything that all layers of a root share which are not unpacked.
+pub struct Lazy {
+    registry: Arc<Registry>,
+    images: Images,
+    cache: Arc<Cache>,
+    flights: Arc<Flights>,
+    limits: Limits,
+    /// Blobs that are in use, by snapshot.
+    opened: Chains<Opened>,
+}
+
+impl Lazy {
+    /// Opens the cache of a root.
+    pub fn open(layout: &Layout, options: &registry::Options) -> lamina_fusefs::Result<Lazy> {
+        let dir = layout.cache();
+        std::fs::create_dir_all(&dir).map_err(|source| lamina_fusefs::Error::Path {
+            action: "cannot create",
+            path: dir.clone(),
+            source,
+        })?;
+        Ok(Lazy {
+            registry: Arc::new(Registry::new(options)),
+            images: Images::default(),
+            cache: Arc::new(Cache::open(&dir)?),
+            flights: Arc::default(),
+            limits: Limits::default(),
+            opened: Chains::new(),
+        })
+    }
+
+    /// Writes into `dir` what is needed to serve a layer that is to stand on the image `below`.
+    /// Answers the attributes of its root.
+    pub(crate) fn make(
+        &self,
+        wanted: &Wanted,
+        below: Option<&Image>,
+        dir: &Path,
+    ) -> Result<Attr, LazyError> {
+        make::make(self, wanted, below, dir)
+    }
+
+    /// The layer of a snapshot that was made by [`Self::make`].
+    pub(crate) fn layer(&self, layout: &Layout, id: u64) -> lamina_fusefs::Result<Arc<Opened>> {
+        let opened = self.opened.get(id, || {
+            let record = Record::read(&layout.blob_record(id))?;
+            let source = BlobSource::open(&self.registry, record, &layout.blob(id))?;
+            let files = Arc::new(Files::open(
+                &layout.blob_table(id),
+                Arc::new(source),
+                Arc::clone(&self.cache),
+                Arc::clone(&self.flights),
+                &self.limits,
+            )?);
+            let data = Arc::clone(&files) as Arc<dyn LayerData>;
+            let layer = Arc::new(BlobLayer::of_blob(data, &layout.layer_index(id))?);
+            Ok::<_, lamina_fusefs::Error>(Arc::new(Opened { layer, files }))
+        })?;
+        self.opened.keep(id, Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// Puts the cache on disk. From then on nothing is added to it.
+    pub(crate) fn close(&self) {
+        if let Err(error) = self.cache.close() {
+            tracing::warn!(%error, "the cache was not closed: its files will be read again");
+        }
+    }
+
+    /// A snapshot is about to be deleted.
+    pub(crate) fn forget(&self, id: u64) {
+        self.opened.forget(id);
+    }
+}

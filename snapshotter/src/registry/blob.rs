@@ -1,0 +1,90 @@
+//! A blob of a registry, read in parts.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use lamina_fusefs::blob::{Digest, Source};
+use oci_spec::distribution::Reference;
+
+use super::{Ask, Part, Registry, RegistryError};
+
+/// One blob.
+#[derive(Clone, Debug)]
+pub struct RemoteBlob {
+    registry: Arc<Registry>,
+    reference: Reference,
+    digest: Digest,
+    size: u64,
+    name: String,
+}
+
+impl RemoteBlob {
+    /// The blob with this digest, of which the manifest says the size in bytes.
+    pub fn new(
+        registry: Arc<Registry>,
+        reference: Reference,
+        digest: Digest,
+        size: u64,
+    ) -> RemoteBlob {
+        let name = format!("{} of {}", digest, reference.whole());
+        RemoteBlob {
+            registry,
+            reference,
+            digest,
+            size,
+            name,
+        }
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Reads a part, all of it.
+    pub fn part(&self, range: Range<u64>) -> Result<Vec<u8>, RegistryError> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let length = range.end - range.start;
+        let answer = self.registry.ask(&Ask {
+            registry: self.reference.registry(),
+            repository: self.reference.repository(),
+            path: format!("blobs/{}", self.digest),
+            accept: "*/*",
+            part: Some(Part::Range(range.clone())),
+            most: length.saturating_add(1),
+        })?;
+        let wrong = |what: String| RegistryError::Answer {
+            url: answer.url.clone(),
+            what,
+        };
+        match answer.range {
+            Some((found, size)) if found == range && size == self.size => {}
+            found => {
+                return Err(wrong(format!(
+                    "bytes {range:?} of {} were asked for, and it answers with {found:?}",
+                    self.size
+                )));
+            }
+        }
+        if answer.bytes.len() as u64 != length {
+            return Err(wrong(format!(
+                "{length} bytes were asked for, and {} came",
+                answer.bytes.len()
+            )));
+        }
+        Ok(answer.bytes)
+    }
+}
+
+impl Source for RemoteBlob {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        self.part(range).map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,218 @@
+//! One request.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use ureq::Agent;
+use ureq::http::{HeaderMap, Response};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use super::hosts::{Endpoint, Tls};
+use super::{Ask, Part, RegistryError};
+
+/// How long it may take until a connection stands.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long nothing may come.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Connections to one host that are kept for the next request.
+const IDLE: usize = 16;
+/// How often a registry may send somewhere else.
+const REDIRECTS: u32 = 5;
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) bytes: Vec<u8>,
+    /// Which bytes of a blob they are, and how many that has.
+    pub(crate) range: Option<(Range<u64>, u64)>,
+    pub(crate) url: String,
+}
+
+/// Clients, one for each way to speak TLS.
+#[derive(Debug, Default)]
+pub(crate) struct Agents(Mutex<HashMap<Tls, Agent>>);
+
+impl Agents {
+    pub(crate) fn of(&self, endpoint: &Endpoint) -> Result<Agent, RegistryError> {
+        let mut agents = self.0.lock();
+        if let Some(agent) = agents.get(&endpoint.tls) {
+            return Ok(agent.clone());
+        }
+        let agent = agent(&endpoint.tls)?;
+        agents.insert(endpoint.tls.clone(), agent.clone());
+        Ok(agent)
+    }
+}
+
+fn agent(tls: &Tls) -> Result<Agent, RegistryError> {
+    // What the host trusts. A host that trusts nobody can still pull without TLS.
+    let mut roots: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
+        .certs
+        .iter()
+        .map(|cert| Certificate::from_der(cert).to_owned())
+        .collect();
+    for path in &tls.ca {
+        let failed = |reason: String| RegistryError::Config {
+            path: path.clone(),
+            reason,
+        };
+        let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+        for item in ureq::tls::parse_pem(&pem) {
+            if let ureq::tls::PemItem::Certificate(cert) =
+                item.map_err(|error| failed(error.to_string()))?
+            {
+                roots.push(cert);
+            }
+        }
+    }
+    let tls = TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&roots))
+        .disable_verification(tls.skip_verify)
+        .build();
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .user_agent(concat!("lamina/", env!("CARGO_PKG_VERSION")))
+        // Bytes are wanted as they are stored.
+        .accept_encoding("identity")
+        .max_redirects(REDIRECTS)
+        .max_idle_connections_per_host(IDLE)
+        .timeout_connect(Some(CONNECT))
+        .timeout_per_read(Some(SILENCE))
+        .tls_config(tls);
+    Ok(config.build().new_agent())
+}
+
+/// Asks an endpoint for something. A redirection is followed, without the login.
+pub(crate) fn get(
+    agent: &Agent,
+    endpoint: &Endpoint,
+    ask: &Ask<'_>,
+    login: Option<&str>,
+    deadline: Instant,
+) -> Result<Answer, RegistryError> {
+    let url = endpoint.url(ask.registry, ask.repository, &ask.path);
+    let mut request = agent.get(&url).header("Accept", ask.accept);
+    if let Some(login) = login {
+        request = request.header("Authorization", login);
+    }
+    for (name, value) in &endpoint.headers {
+        request = request.header(name, value);
+    }
+    if let Some(Part::Range(range)) = &ask.part {
+        request = request.header(
+            "Range",
+            format!("bytes={}-{}", range.start, range.end.saturating_sub(1)),
+        );
+    }
+    let request = request
+        .config()
+        .timeout_global(Some(left(deadline)))
+        .build();
+    let unreachable = |error: ureq::Error| RegistryError::Unreachable {
+        url: url.clone(),
+        reason: error.to_string(),
+    };
+    let mut response = request.call().map_err(unreachable)?;
+    check(&response, &url, ask.part.is_some())?;
+    let range = content_range(response.headers());
+    if ask.part.is_some() && range.is_none() {
+        return Err(RegistryError::Answer {
+            url,
+            what: "it does not say which part of the blob it answers with".to_owned(),
+        });
+    }
+    let body = response.body_mut().with_config().limit(ask.most);
+    let bytes = body.read_to_vec().map_err(unreachable)?;
+    Ok(Answer { bytes, range, url })
+}
+
+/// The time that is left; never none at all.
+pub(super) fn left(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.max(Duration::from_millis(1))
+}
+
+fn check<B>(response: &Response<B>, url: &str, in_part: bool) -> Result<(), RegistryError> {
+    let url = url.to_owned();
+    let status = response.status().as_u16();
+    Err(match status {
+        206 if in_part => return Ok(()),
+        200 if in_part => RegistryError::NoRange { url },
+        200 => return Ok(()),
+        401 => RegistryError::Challenged {
+            url,
+            challenges: texts(response.headers(), "www-authenticate"),
+        },
+        403 => RegistryError::Denied { url, status },
+        404 => RegistryError::NotFound { url },
+        429 | 503 => RegistryError::Busy {
+            url,
+            status,
+            retry_after: texts(response.headers(), "retry-after")
+                .first()
+                .and_then(|text| retry_after(text)),
+        },
+        status => RegistryError::Status { url, status },
+    })
+}
+
+fn texts(headers: &HeaderMap, name: &str) -> Vec<String> {
+    let values = headers.get_all(name).iter();
+    let texts = values.filter_map(|value| value.to_str().ok());
+    texts.map(str::to_owned).collect()
+}
+
+/// `bytes 0-99/1000` (RFC 9110, 14.4).
+fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
+    let text = headers.get("content-range")?.to_str().ok()?;
+    let (range, size) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, last) = range.split_once('-')?;
+    let end = last.parse::<u64>().ok()?.checked_add(1)?;
+    Some((start.parse().ok()?..end, size.parse().ok()?))
+}
+
+/// Seconds, or a date (RFC 9110, 10.2.3).
+fn retry_after(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?;
+    let wait = date.timestamp().as_second() - jiff::Timestamp::now().as_second();
+    Some(Duration::from_secs(u64::try_from(wait).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_says_where_it_is() {
+        let range = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("content-range", ureq::http::HeaderValue::from_static(text));
+            content_range(&headers)
+        };
+        assert_eq!(range("bytes 5-9/100"), Some((5..10, 100)));
+        for bad in [
+            "bytes 5-9/*",
+            "bytes */100",
+            "items 5-9/100",
+            "bytes 5-18446744073709551615/1",
+            "",
+        ] {
+            assert_eq!(range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_registry_asks_to_wait_in_seconds_or_until_a_date() {
+        assert_eq!(retry_after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(
+            retry_after("Wed, 21 Oct 2015 07:28:00 GMT"),
+            Some(Duration::ZERO)
+        );
+        assert_eq!(retry_after("soon"), None);
+    }
+}

@@ -1,0 +1,249 @@
+//! Manifests and configurations of images.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lamina_fusefs::blob::Digest;
+use oci_spec::distribution::Reference;
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Platform};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::{Ask, Registry, RegistryError};
+
+/// The most bytes of a manifest, an index or a configuration (the specification asks registries
+/// for 4 MiB at least).
+const MOST: u64 = 4 << 20;
+/// How long what a name means is taken for true: long enough for all layers of one pull.
+const FRESH: Duration = Duration::from_secs(60);
+/// So many images are remembered.
+const IMAGES: usize = 100;
+
+const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// An image, as a registry tells it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Where it is.
+    pub reference: Reference,
+    /// Its layers, the lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// One layer of an image.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// The digest of its blob.
+    pub digest: Digest,
+    /// The bytes of its blob.
+    pub size: u64,
+    /// Its media type.
+    pub media_type: String,
+    /// What the manifest says of it beside that.
+    pub annotations: HashMap<String, String>,
+    /// The digest of the archive in it.
+    pub diff_id: Digest,
+    /// The chain ID of it with the layers below (OCI image specification, config.md).
+    pub chain_id: String,
+}
+
+/// What a name meant, and since when that is known; the lock is held while somebody asks.
+type Slot = Arc<Mutex<Option<(Instant, Arc<Image>)>>>;
+
+/// The images that were asked for lately.
+#[derive(Debug, Default)]
+pub struct Images(Mutex<HashMap<String, Slot>>);
+
+impl Images {
+    /// The image of this name. Whoever asks at the same time waits for the same answer.
+    pub fn get(&self, registry: &Registry, name: &str) -> Result<Arc<Image>, RegistryError> {
+        let slot = {
+            let mut images = self.0.lock();
+            if images.len() >= IMAGES {
+                images.retain(|_, slot| Arc::strong_count(slot) > 1);
+            }
+            Arc::clone(images.entry(name.to_owned()).or_default())
+        };
+        let mut known = slot.lock();
+        if let Some((since, image)) = &*known
+            && since.elapsed() < FRESH
+        {
+            return Ok(Arc::clone(image));
+        }
+        let image = Arc::new(registry.image(name)?);
+        *known = Some((Instant::now(), Arc::clone(&image)));
+        Ok(image)
+    }
+}
+
+/// Either of what a name may lead to.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Manifest {
+    Index(ImageIndex),
+    Image(ImageManifest),
+}
+
+impl Registry {
+    /// The image of this name, for the platform of this host.
+    pub fn image(&self, name: &str) -> Result<Image, RegistryError> {
+        let reference = parse(name)?;
+        let target = reference.digest().or(reference.tag()).unwrap_or("latest");
+        let mut manifest = self.manifest(&reference, target)?;
+        // An index may lead to another one, but not for ever.
+        for _ in 0..3 {
+            match manifest {
+                Manifest::Image(manifest) => return self.image_of(reference, &manifest),
+                Manifest::Index(index) => {
+                    let ours = index
+                        .manifests()
+                        .iter()
+                        .find(|one| one.platform().as_ref().is_none_or(is_ours));
+                    let ours = ours.ok_or_else(|| RegistryError::Answer {
+                        url: reference.whole(),
+                        what: "the image is not there for this platform".to_owned(),
+                    })?;
+                    let digest = ours.digest().to_string();
+                    manifest = self.manifest(&reference, &digest)?;
+                }
+            }
+        }
+        Err(RegistryError::Answer {
+            url: reference.whole(),
+            what: "its index leads to another index, and so on".to_owned(),
+        })
+    }
+
+    fn image_of(
+        &self,
+        reference: Reference,
+        manifest: &ImageManifest,
+    ) -> Result<Image, RegistryError> {
+        let wrong = |what: String| RegistryError::Answer {
+            url: reference.whole(),
+            what,
+        };
+        let digest = digest_of(manifest.config()).map_err(wrong)?;
+        let config = self.get(&reference, format!("blobs/{digest}"), "*/*", Some(digest))?;
+        let config: ImageConfiguration = serde_json::from_slice(&config)
+            .map_err(|error| wrong(format!("its configuration: {error}")))?;
+        let diff_ids = config.rootfs().diff_ids();
+        if diff_ids.len() != manifest.layers().len() {
+            return Err(wrong("it has not as many layers as diff IDs".to_owned()));
+        }
+        let mut layers: Vec<Layer> = Vec::new();
+        for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
+            let parsed = Digest::parse(diff_id);
+            let parsed = parsed.ok_or_else(|| wrong(format!("diff ID {diff_id:?}")))?;
+            let chain_id = match layers.last() {
+                None => diff_id.clone(),
+                Some(below) => chain_id(&below.chain_id, diff_id),
+            };
+            layers.push(Layer {
+                digest: digest_of(layer).map_err(wrong)?,
+                size: layer.size(),
+                media_type: layer.media_type().to_string(),
+                annotations: layer.annotations().clone().unwrap_or_default(),
+                diff_id: parsed,
+                chain_id,
+            });
+        }
+        Ok(Image { reference, layers })
+    }
+
+    fn manifest(&self, reference: &Reference, target: &str) -> Result<Manifest, RegistryError> {
+        let digest = Digest::parse(target);
+        let bytes = self.get(reference, format!("manifests/{target}"), MANIFESTS, digest)?;
+        serde_json::from_slice(&bytes).map_err(|_| RegistryError::Answer {
+            url: reference.whole(),
+            what: "it leads to no manifest of an image".to_owned(),
+        })
+    }
+
+    /// A small thing, which is held against its digest.
+    fn get(
+        &self,
+        reference: &Reference,
+        path: String,
+        accept: &str,
+        digest: Option<Digest>,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let answer = self.ask(&Ask {
+            registry: reference.registry(),
+            repository: reference.repository(),
+            path,
+            accept,
+            part: None,
+            most: MOST,
+        })?;
+        match digest {
+            Some(wanted) if Digest::of(&answer.bytes) != wanted => Err(RegistryError::Answer {
+                url: answer.url,
+                what: format!("it answers with something else than {wanted}"),
+            }),
+            _ => Ok(answer.bytes),
+        }
+    }
+}
+
+/// Reads an image's name, as people write it.
+pub fn parse(name: &str) -> Result<Reference, RegistryError> {
+    Reference::from_str(name).map_err(|error| RegistryError::Reference {
+        reference: name.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// The chain ID of a layer, from that of the layers below and its own diff ID.
+fn chain_id(below: &str, diff_id: &str) -> String {
+    let hash = Sha256::digest(format!("{below} {diff_id}").as_bytes());
+    Digest::from(<[u8; 32]>::from(hash)).to_string()
+}
+
+fn digest_of(descriptor: &Descriptor) -> Result<Digest, String> {
+    let text = descriptor.digest().to_string();
+    Digest::parse(&text).ok_or_else(|| format!("digest {text}: only sha256 is known"))
+}
+
+fn is_ours(platform: &Platform) -> bool {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    platform.os().to_string() == "linux" && platform.architecture().to_string() == architecture
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_are_those_of_the_specification() {
+        // identity.ChainID of a and b in the specification's Go code.
+        let (a, b) = (Digest::of(b"a").to_string(), Digest::of(b"b").to_string());
+        let expected = Digest::of(format!("{a} {b}").as_bytes()).to_string();
+        assert_eq!(chain_id(&a, &b), expected);
+    }
+
+    #[test]
+    fn names_are_read_as_people_write_them() {
+        let name = parse("debian:12").expect("name");
+        assert_eq!(
+            (name.registry(), name.repository(), name.tag()),
+            ("docker.io", "library/debian", Some("12"))
+        );
+        let local = parse("127.0.0.1:5000/a/b").expect("name");
+        assert_eq!(
+            (local.registry(), local.repository()),
+            ("127.0.0.1:5000", "a/b")
+        );
+        parse("UPPER CASE").expect_err("no name");
+    }
+}
