@@ -1,6 +1,6 @@
 //! What a blob holds: found out once, written down, and used from then on without the blob.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,8 @@ use crate::types::{Attr, Timestamp};
 
 /// Bytes of a chunk of an ordinary blob.
 const CHUNK: usize = 1 << 20;
+/// How hard it is tried to make what is repacked small: a disk writes slower than this compresses.
+const REPACKED: i32 = 1;
 /// Bytes of output between two checkpoints of an ordinary blob, at least: what is inflated in vain
 /// for a small file, against 10 to 30 KiB that each costs in the table.
 const APART: u64 = 2 << 20;
@@ -72,7 +74,7 @@ impl Contents {
         let mut entries = Vec::new();
         while let Some(mut told) = archive.next_entry()? {
             if let What::Regular(data) = &mut told.what {
-                read_data(&mut archive, data)?;
+                read_data(&mut archive, data, |_, _| Ok(()))?;
             }
             entries.push(told);
         }
@@ -98,6 +100,43 @@ impl Contents {
             digest,
             diff_id,
         })
+    }
+
+    /// What an archive holds, by reading all of it once and writing the bytes of its files to `to`, in
+    /// zstd frames of their own: for an archive whose blob can't be read from the middle. The answer's
+    /// contents are those of what was written; `identity` tells them from others. The digest is the
+    /// layer's diff ID.
+    pub fn repack(
+        archive: impl Read,
+        mut to: impl Write,
+        identity: Digest,
+        limits: &Limits,
+    ) -> Result<(Contents, Digest), Flaw> {
+        let mut archive = Archive::new(Hashing::of(archive), limits);
+        let mut entries = Vec::new();
+        let mut end = 0;
+        while let Some(mut told) = archive.next_entry()? {
+            if let What::Regular(data) = &mut told.what {
+                read_data(&mut archive, data, |chunk, bytes| {
+                    let frame = zstd::bulk::compress(bytes, REPACKED).map_err(Flaw::Source)?;
+                    to.write_all(&frame).map_err(Flaw::Source)?;
+                    chunk.stretch = end..end + frame.len() as u64;
+                    end = chunk.stretch.end;
+                    Ok(())
+                })?;
+            }
+            entries.push(told);
+        }
+        to.flush().map_err(Flaw::Source)?;
+        let (_, diff_id, _) = archive.finish().finish();
+        let contents = Contents {
+            tree: Tree::new(entries, limits)?,
+            compression: Compression::Zstd,
+            checkpoints: Vec::new(),
+            prefetch: 0,
+            identity,
+        };
+        Ok((contents, diff_id))
     }
 
     /// The attributes of the layer's root.
@@ -143,8 +182,13 @@ impl Contents {
     }
 }
 
-/// Reads the bytes of a file, and notes its chunks: for now, with their places in the archive.
-fn read_data<R: Read>(archive: &mut Archive<R>, data: &mut Data) -> Result<(), Flaw> {
+/// Reads the bytes of a file, and notes its chunks, which `show` sees with their bytes: for now, with
+/// their places in the archive.
+fn read_data<R: Read>(
+    archive: &mut Archive<R>,
+    data: &mut Data,
+    mut show: impl FnMut(&mut Chunk, &[u8]) -> Result<(), Flaw>,
+) -> Result<(), Flaw> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; CHUNK.min(usize::try_from(data.size).unwrap_or(CHUNK))];
     let mut offset = 0;
@@ -159,13 +203,15 @@ fn read_data<R: Read>(archive: &mut Archive<R>, data: &mut Data) -> Result<(), F
         }
         let bytes = buffer.get(..len).unwrap_or_default();
         hash.update(bytes);
-        data.chunks.push(Chunk {
+        let mut chunk = Chunk {
             offset,
             len: len as u64,
             digest: Digest::of(bytes),
             stretch: at..at + len as u64,
             skip: 0,
-        });
+        };
+        show(&mut chunk, bytes)?;
+        data.chunks.push(chunk);
         offset += len as u64;
     }
     data.digest = Some(Digest::from(hash));

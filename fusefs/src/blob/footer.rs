@@ -105,11 +105,18 @@ pub mod estargz {
 pub mod zstd_chunked {
     use super::{Compression, Digest, Flaw, Limits, Range, Toc};
 
-    /// The annotation with the digest of the TOC as it is compressed.
-    pub const CHECKSUM: &str = "io.github.containers.zstd-chunked.manifest-checksum";
+    /// The annotation with the digest of the TOC as it is compressed; the second name is that of
+    /// skopeo and podman up to 2022.
+    pub const CHECKSUM: [&str; 2] = [
+        "io.github.containers.zstd-chunked.manifest-checksum",
+        "io.containers.zstd-chunked.manifest-checksum",
+    ];
     /// The annotation that says where it is: offset, length, uncompressed length and type, with
     /// colons between.
-    pub const POSITION: &str = "io.github.containers.zstd-chunked.manifest-position";
+    pub const POSITION: [&str; 2] = [
+        "io.github.containers.zstd-chunked.manifest-position",
+        "io.containers.zstd-chunked.manifest-position",
+    ];
 
     /// The only type of TOC that there is (`ManifestTypeCRFS`).
     const TYPE: u64 = 1;
@@ -120,7 +127,7 @@ pub mod zstd_chunked {
     /// [`POSITION`].
     pub fn toc(position: &str, size: u64, limits: &Limits) -> Result<(Range<u64>, u64), Flaw> {
         let bad = || Flaw::Annotation {
-            name: POSITION,
+            name: POSITION[0],
             value: position.chars().take(100).collect(),
         };
         let numbers: Vec<u64> = position

@@ -1,13 +1,14 @@
 //! Writing down what is needed to serve a layer from its blob.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use lamina_fusefs::blob::{Contents, Digest, Toc, estargz, zstd_chunked};
+use lamina_fusefs::blob::{Contents, Digest, Flaw, Toc, estargz, zstd_chunked};
 use lamina_fusefs::image::Image;
 use lamina_fusefs::types::Attr;
+use sha2::{Digest as _, Sha256};
 
 use super::labels::Wanted;
 use super::pieces::Pieces;
@@ -19,6 +20,10 @@ use crate::store::layout::{BLOB, BLOB_RECORD, BLOB_TABLE, LAYER_INDEX};
 
 /// The digest of an eStargz layer's TOC (stargz-snapshotter, docs/estargz.md).
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// The largest window that a zstd blob may ask for, as a power of two: 128 MiB, the most that the zstd
+/// program takes without being told to.
+const WINDOW_LOG: u32 = 27;
 
 /// Writes into `dir` what is needed to serve a layer that is to stand on the image `below`.
 pub(super) fn make(
@@ -53,15 +58,19 @@ pub(super) fn make(
             let toc = zstd_chunked_toc(lazy, &blob, digest, position)?;
             (Format::ZstdChunked, Contents::of_toc(&toc, &lazy.limits)?)
         }
-        None if layer.media_type.ends_with("gzip") => {
-            (Format::Gzip, pull(lazy, &blob, layer, &dir.join(BLOB))?)
-        }
-        None => {
-            return Err(LazyError::Unfit(format!(
-                "a layer of type {} without a table of contents",
-                layer.media_type
-            )));
-        }
+        None => match Packing::of(&layer.media_type) {
+            Some(Packing::Gzip) => (Format::Gzip, pull(lazy, &blob, layer, &dir.join(BLOB))?),
+            Some(packing) => {
+                let contents = repack(lazy, &blob, layer, packing, &dir.join(BLOB))?;
+                (Format::Repacked, contents)
+            }
+            None => {
+                return Err(LazyError::Unfit(format!(
+                    "nothing is known of layers of type {}",
+                    layer.media_type
+                )));
+            }
+        },
     };
     check_implied(&contents, below)?;
     contents.save(&dir.join(LAYER_INDEX), &dir.join(BLOB_TABLE))?;
@@ -88,9 +97,10 @@ fn toc_of(layer: &image::Layer) -> Result<Option<TocPlace<'_>>, LazyError> {
     let digest = |text: &String| {
         Digest::parse(text).ok_or_else(|| LazyError::Unfit(format!("{text:?} is no digest")))
     };
+    let either = |names: [&str; 2]| names.into_iter().find_map(annotation);
     let chunked = (
-        annotation(zstd_chunked::CHECKSUM),
-        annotation(zstd_chunked::POSITION),
+        either(zstd_chunked::CHECKSUM),
+        either(zstd_chunked::POSITION),
     );
     match (annotation(TOC_DIGEST), chunked) {
         (Some(toc), (None, None)) => Ok(Some(TocPlace::Estargz(digest(toc)?))),
@@ -130,55 +140,137 @@ fn zstd_chunked_toc(
     Ok(zstd_chunked::read(&frame, (place.start, length), digest)?)
 }
 
-/// Reads an ordinary blob to its end, keeps it, and finds out what is where in it.
+/// How an ordinary blob is compressed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Packing {
+    Gzip,
+    Zstd,
+    Tar,
+}
+
+impl Packing {
+    /// By its media type (OCI image specification, layer.md; docker's for the same).
+    fn of(media_type: &str) -> Option<Packing> {
+        match media_type {
+            "application/vnd.oci.image.layer.v1.tar+gzip"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+            | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Some(Packing::Gzip),
+            "application/vnd.oci.image.layer.v1.tar+zstd"
+            | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Packing::Zstd),
+            "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar" => Some(Packing::Tar),
+            _ => None,
+        }
+    }
+}
+
+/// Reads an ordinary gzip blob to its end, keeps it, and finds out what is where in it.
 fn pull(
     lazy: &Lazy,
     blob: &RemoteBlob,
     layer: &image::Layer,
     at: &Path,
 ) -> Result<Contents, LazyError> {
-    let failed = |source| lamina_fusefs::Error::Path {
-        action: "cannot write the blob",
-        path: at.to_owned(),
-        source,
-    };
-    let file = File::create_new(at).map_err(failed)?;
+    let mut kept = Kept::create(at)?;
     let pieces = Pieces::of(blob).map_err(lamina_fusefs::Error::from)?;
-    let ordinary = Contents::of_gzip(
-        Keeping {
-            pieces,
-            file: &file,
-        },
-        &lazy.limits,
-    )?;
-    for (what, found, wanted) in [
-        ("the blob", ordinary.digest, layer.digest),
-        ("the archive in the blob", ordinary.diff_id, layer.diff_id),
-    ] {
-        if found != wanted {
-            return Err(lamina_fusefs::blob::Flaw::Digest {
-                what,
-                found,
-                wanted,
-            }
-            .into());
-        }
-    }
-    file.sync_all().map_err(failed)?;
+    let keeping = Shown {
+        pieces,
+        to: |bytes: &[u8]| kept.file.write_all(bytes),
+    };
+    let ordinary = Contents::of_gzip(keeping, &lazy.limits)?;
+    check_digest("the blob", ordinary.digest, layer.digest)?;
+    check_digest("the archive in the blob", ordinary.diff_id, layer.diff_id)?;
+    kept.sync()?;
     Ok(ordinary.contents)
 }
 
-/// Keeps what is read through it in a file.
-struct Keeping<'f> {
-    pieces: Pieces,
-    file: &'f File,
+/// Reads a blob that can't be read from the middle to its end, and keeps its files, packed anew.
+fn repack(
+    lazy: &Lazy,
+    blob: &RemoteBlob,
+    layer: &image::Layer,
+    packing: Packing,
+    at: &Path,
+) -> Result<Contents, LazyError> {
+    let mut kept = Kept::create(at)?;
+    let failed = |source| Flaw::Compression {
+        what: "the blob",
+        source,
+    };
+    let mut hash = Sha256::new();
+    let pieces = Pieces::of(blob).map_err(lamina_fusefs::Error::from)?;
+    let raw = Shown {
+        pieces,
+        to: |bytes: &[u8]| {
+            hash.update(bytes);
+            Ok(())
+        },
+    };
+    let to = BufWriter::with_capacity(1 << 20, &mut kept.file);
+    let (contents, diff_id) = if packing == Packing::Zstd {
+        let mut archive = zstd::Decoder::new(raw).map_err(failed)?;
+        archive.window_log_max(WINDOW_LOG).map_err(failed)?;
+        Contents::repack(archive, to, layer.digest, &lazy.limits)?
+    } else {
+        Contents::repack(raw, to, layer.digest, &lazy.limits)?
+    };
+    check_digest(
+        "the blob",
+        Digest::from(<[u8; 32]>::from(hash.finalize())),
+        layer.digest,
+    )?;
+    check_digest("the archive in the blob", diff_id, layer.diff_id)?;
+    kept.sync()?;
+    Ok(contents)
 }
 
-impl Read for Keeping<'_> {
+fn check_digest(what: &'static str, found: Digest, wanted: Digest) -> Result<(), Flaw> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Flaw::Digest {
+        what,
+        found,
+        wanted,
+    })
+}
+
+/// The file that a blob is kept in.
+struct Kept<'p> {
+    path: &'p Path,
+    file: File,
+}
+
+impl Kept<'_> {
+    fn create(path: &Path) -> Result<Kept<'_>, LazyError> {
+        let file = File::create_new(path).map_err(|source| failed_at(path, source))?;
+        Ok(Kept { path, file })
+    }
+
+    fn sync(&self) -> Result<(), LazyError> {
+        let synced = self.file.sync_all();
+        Ok(synced.map_err(|source| failed_at(self.path, source))?)
+    }
+}
+
+fn failed_at(path: &Path, source: io::Error) -> lamina_fusefs::Error {
+    lamina_fusefs::Error::Path {
+        action: "cannot write the blob",
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Shows what is read through it to somebody else, too.
+struct Shown<F> {
+    pieces: Pieces,
+    to: F,
+}
+
+impl<F: FnMut(&[u8]) -> io::Result<()>> Read for Shown<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.pieces.read(buffer)?;
-        self.file
-            .write_all(buffer.get(..count).unwrap_or_default())?;
+        (self.to)(buffer.get(..count).unwrap_or_default())?;
         Ok(count)
     }
 }

@@ -34,6 +34,8 @@ pub(crate) enum Format {
     ZstdChunked,
     /// Ordinary gzip, by checkpoints.
     Gzip,
+    /// What can't be read from the middle: its files lie beside the layer, packed anew.
+    Repacked,
 }
 
 impl Record {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use lamina_fusefs::blob::{Digest, Source};
 use lamina_fusefs::{Error, Result};
 
-use super::record::Record;
+use super::record::{Format, Record};
 use crate::registry::blob::RemoteBlob;
 use crate::registry::{Registry, image};
 
@@ -18,6 +18,8 @@ use crate::registry::{Registry, image};
 pub(crate) struct BlobSource {
     local: Option<File>,
     remote: RemoteBlob,
+    /// The copy is not the blob as it is in the registry.
+    is_repacked: bool,
 }
 
 impl BlobSource {
@@ -42,6 +44,7 @@ impl BlobSource {
         let digest = Digest::parse(&record.digest).ok_or_else(broken)?;
         Ok(BlobSource {
             local: local_file,
+            is_repacked: record.format == Format::Repacked,
             remote: RemoteBlob::new(Arc::clone(registry), reference, digest, record.size),
         })
     }
@@ -54,6 +57,11 @@ impl Source for BlobSource {
 
     fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
         let Some(local) = &self.local else {
+            if self.is_repacked {
+                return Err(io::Error::other(
+                    "the layer's own copy of its files is gone: remove the image and pull it again",
+                ));
+            }
             return self.remote.read(range);
         };
         let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
