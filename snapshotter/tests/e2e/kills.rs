@@ -109,7 +109,9 @@ enum Victim {
 impl Victim {
     fn start(scratch: &Scratch) -> Result<Self> {
         Ok(match Snapshotter::chosen()? {
-            Snapshotter::Lamina => Self::Lamina(Daemon::start(scratch.path(), UpperMode::Union)?),
+            Snapshotter::Lamina => {
+                Self::Lamina(Daemon::start(scratch.path(), UpperMode::Union, "")?)
+            }
             Snapshotter::Overlayfs => Self::Containerd(Containerd::start(scratch.path(), "")?),
         })
     }

@@ -6,6 +6,7 @@
 mod crowd;
 mod harness;
 mod kills;
+mod lazy;
 mod life;
 mod rules;
 

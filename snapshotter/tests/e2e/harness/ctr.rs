@@ -53,6 +53,40 @@ impl Ctr {
         output(&mut command).map(drop)
     }
 
+    /// Pulls an image with the labels that lazy layers need.
+    pub fn rpull(&self, image: &str) -> Result<()> {
+        let mut command = self.remote(&["images", "rpull", "--plain-http"]);
+        command.args(["--snapshotter", self.snapshotter, image]);
+        output(&mut command).map(drop)
+    }
+
+    /// Makes an eStargz image of another one, and pushes it.
+    pub fn convert_to_estargz(&self, from: &str, to: &str) -> Result<()> {
+        let steps: [&[&str]; 4] = [
+            &["content", "fetch", "--plain-http", from],
+            &["images", "convert", "--estargz", "--oci", from, to],
+            &["images", "push", "--plain-http", to],
+            &["images", "remove", "--sync", from, to],
+        ];
+        for step in steps {
+            output(&mut self.remote(step))?;
+        }
+        Ok(())
+    }
+
+    /// Removes an image, and what only it needs.
+    pub fn remove_image(&self, image: &str) -> Result<()> {
+        self.run(&["images", "remove", "--sync", image]).map(drop)
+    }
+
+    /// `ctr` with the commands of stargz-snapshotter.
+    fn remote(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("ctr-remote");
+        command.arg("--address").arg(&self.socket);
+        command.args(["--namespace", &self.namespace]).args(args);
+        command
+    }
+
     /// The names of all images.
     pub fn images(&self) -> Result<Vec<String>> {
         Ok(self

@@ -67,12 +67,17 @@ impl Host {
 
     /// The same, and Lamina's configuration says who holds the uppers.
     pub fn start_with(upper: UpperMode) -> Result<Self> {
+        Self::start_configured(upper, "")
+    }
+
+    /// The same with more of Lamina's configuration.
+    pub fn start_configured(upper: UpperMode, config: &str) -> Result<Self> {
         require()?;
         let snapshotter = Snapshotter::chosen()?;
         let scratch = Scratch::new()?;
         let layout = Layout::build(scratch.path())?;
         let lamina = match snapshotter {
-            Snapshotter::Lamina => Some(Daemon::start(scratch.path(), upper)?),
+            Snapshotter::Lamina => Some(Daemon::start(scratch.path(), upper, config)?),
             Snapshotter::Overlayfs => None,
         };
         let snippet = lamina
@@ -158,6 +163,11 @@ impl Host {
         Api::connect(&self.containerd.socket(), name, &headers)
     }
 
+    /// The folder in which everything of this host is.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
     /// What is mounted below the folder of this host.
     pub fn mounts(&self) -> Result<Vec<PathBuf>> {
         mounts_below(self.scratch.path())
@@ -209,8 +219,12 @@ fn require() -> Result<()> {
     if !Path::new("/dev/fuse").exists() {
         bail!("end-to-end tests need /dev/fuse: run scripts/test");
     }
+    require_tools(&TOOLS)
+}
+
+pub(super) fn require_tools(tools: &[&str]) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
-    for tool in TOOLS {
+    for tool in tools {
         if !env::split_paths(&path).any(|dir| dir.join(tool).exists()) {
             bail!("end-to-end tests need the command {tool}: run scripts/test");
         }

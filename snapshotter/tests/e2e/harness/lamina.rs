@@ -1,6 +1,7 @@
 //! The Lamina daemon as a process: start, stop, kill, check.
 
 use std::env;
+use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,12 +45,14 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts `lamina serve` with everything below `dir` and waits until its socket answers.
-    pub fn start(dir: &Path, upper: UpperMode) -> Result<Self> {
+    /// `config` is its configuration file, but for what the command line says.
+    pub fn start(dir: &Path, upper: UpperMode, config: &str) -> Result<Self> {
         let mut daemon = Self {
             process: None,
             dir: dir.to_owned(),
             upper,
         };
+        fs::write(daemon.config(), config)?;
         daemon.start_again()?;
         Ok(daemon)
     }
@@ -57,7 +60,8 @@ impl Daemon {
     /// Starts it once more on the same root, after [`Self::stop`] or [`Self::kill`].
     pub fn start_again(&mut self) -> Result<()> {
         let mut command = Command::new(binary()?);
-        command.arg("serve").arg("--root").arg(self.root());
+        command.arg("serve").arg("--config").arg(self.config());
+        command.arg("--root").arg(self.root());
         command.arg("--address").arg(self.socket());
         command.arg("--upper").arg(self.upper.as_str());
         let socket = self.socket();
@@ -109,6 +113,10 @@ impl Daemon {
             .as_ref()
             .context("the daemon does not run")?
             .pid())
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("lamina.toml")
     }
 
     pub fn root(&self) -> PathBuf {

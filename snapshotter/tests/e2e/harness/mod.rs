@@ -22,6 +22,8 @@ mod host;
 mod image;
 mod lamina;
 mod process;
+mod proxy;
+mod registry;
 mod scratch;
 
 pub use api::{Api, Kind};
@@ -30,4 +32,6 @@ pub use host::{Host, Snapshotter};
 pub use image::IMAGE;
 pub use lamina::Daemon;
 pub use process::{Usage, mounts_below, slab_kib, wait_for};
+pub use proxy::{Fault, Proxy};
+pub use registry::{Packing, Registry};
 pub use scratch::Scratch;

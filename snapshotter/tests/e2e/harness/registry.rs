@@ -1,0 +1,215 @@
+//! A registry on this host, with images in every format that layers have.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use flate2::write::GzEncoder;
+use lamina_fusefs::blob::Digest;
+use serde_json::json;
+
+use super::host::require_tools;
+use super::process::{Process, output, run};
+
+/// How long the registry may take until it answers.
+const START_LIMIT: Duration = Duration::from_secs(30);
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Debian's `docker-registry`. Dropping it kills it.
+pub struct Registry {
+    _process: Process,
+    dir: PathBuf,
+    port: u16,
+}
+
+/// How a layer is packed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Packing {
+    Tar,
+    Gzip,
+    Zstd,
+    /// By skopeo.
+    ZstdChunked,
+    /// By ctr-remote.
+    Estargz,
+}
+
+impl Packing {
+    pub const ALL: [Packing; 5] = [
+        Packing::Tar,
+        Packing::Gzip,
+        Packing::Zstd,
+        Packing::ZstdChunked,
+        Packing::Estargz,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Packing::Tar => "tar",
+            Packing::Gzip => "gzip",
+            Packing::Zstd => "zstd",
+            Packing::ZstdChunked => "zstd-chunked",
+            Packing::Estargz => "estargz",
+        }
+    }
+}
+
+/// A port that nobody has.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+impl Registry {
+    pub fn start(dir: &Path) -> Result<Registry> {
+        require_tools(&["docker-registry", "skopeo", "ctr-remote"])?;
+        let dir = dir.join("registry");
+        fs::create_dir_all(&dir)?;
+        let port = free_port()?;
+        let config = json!({
+            "version": 0.1,
+            "log": {"level": "error", "accesslog": {"disabled": true}},
+            "storage": {"filesystem": {"rootdirectory": dir.join("data")}},
+            "http": {"addr": format!("127.0.0.1:{port}")},
+        });
+        // JSON is YAML.
+        fs::write(dir.join("config.yml"), config.to_string())?;
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(dir.join("config.yml"));
+        let mut process = Process::spawn(&mut command, &dir.join("log"))?;
+        process.wait_ready(START_LIMIT, || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        })?;
+        Ok(Registry {
+            _process: process,
+            dir,
+            port,
+        })
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Pushes an image of these layers, each a directory (with whiteouts as OCI has them), and
+    /// answers its name without the registry.
+    pub fn push(&self, layers: &[PathBuf], packing: Packing) -> Result<String> {
+        let name = format!("{}:t", packing.name());
+        let layout = self.dir.join(format!("layout-{}", packing.name()));
+        write_layout(&layout, layers, packing)?;
+        match packing {
+            Packing::Tar | Packing::Gzip | Packing::Zstd => self.push_layout(&layout, &name)?,
+            Packing::ZstdChunked => {
+                let from = format!("oci:{}:t", layout.display());
+                let to = format!("docker://{}/{name}", self.address());
+                let format = "--dest-compress-format=zstd:chunked";
+                let tls = "--dest-tls-verify=false";
+                run("skopeo", &["copy", "--quiet", tls, format, &from, &to])?;
+            }
+            // What ctr-remote converts is an image that its containerd has: see `Ctr::convert`.
+            Packing::Estargz => self.push_layout(&layout, "plain:t")?,
+        }
+        Ok(name)
+    }
+
+    /// Pushes the one image of a layout, as it is.
+    fn push_layout(&self, layout: &Path, name: &str) -> Result<()> {
+        let (repository, tag) = name.split_once(':').context("no tag")?;
+        let blob = |digest: &str| layout.join("blobs").join(digest.replace(':', "/"));
+        let index = fs::read(layout.join("index.json"))?;
+        let index: serde_json::Value = serde_json::from_slice(&index)?;
+        let digest = index["manifests"][0]["digest"]
+            .as_str()
+            .context("no manifest")?;
+        let manifest = fs::read(blob(digest))?;
+        let told: serde_json::Value = serde_json::from_slice(&manifest)?;
+        let layers = told["layers"].as_array().context("no layers")?;
+        for part in layers.iter().chain([&told["config"]]) {
+            let digest = part["digest"].as_str().context("no digest")?;
+            let uploads = format!("http://{}/v2/{repository}/blobs/uploads/", self.address());
+            let begun = ureq::post(&uploads).send_empty()?;
+            let location = begun.headers().get("location").context("no location")?;
+            let location = format!("{}&digest={digest}", location.to_str()?);
+            ureq::put(&location).send(&fs::read(blob(digest))?[..])?;
+        }
+        let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.address());
+        ureq::put(&url)
+            .header("Content-Type", MANIFEST)
+            .send(&manifest[..])?;
+        Ok(())
+    }
+}
+
+/// Writes an OCI layout with one image.
+fn write_layout(layout: &Path, layers: &[PathBuf], packing: Packing) -> Result<()> {
+    fs::create_dir_all(layout.join("blobs/sha256"))?;
+    let put = |bytes: &[u8]| -> Result<String> {
+        let digest = Digest::of(bytes);
+        fs::write(layout.join("blobs/sha256").join(digest.to_hex()), bytes)?;
+        Ok(digest.to_string())
+    };
+    let (mut parts, mut diff_ids) = (Vec::new(), Vec::new());
+    for layer in layers {
+        let tar = layout.join("layer.tar");
+        output(
+            Command::new("tar")
+                .arg("-C")
+                .arg(layer)
+                // Nothing behind the end: skopeo 1.9 fails on that at times ("short write").
+                .args(["--sort=name", "--numeric-owner", "--blocking-factor=1", "-cf"])
+                .arg(&tar)
+                .arg("."),
+        )?;
+        let tar = fs::read(&tar)?;
+        diff_ids.push(Digest::of(&tar).to_string());
+        let (packed, suffix) = match packing {
+            Packing::Tar | Packing::ZstdChunked => (tar, ""),
+            Packing::Zstd => (zstd::encode_all(&tar[..], 3)?, "+zstd"),
+            Packing::Gzip | Packing::Estargz => {
+                let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
+                gzip.write_all(&tar)?;
+                (gzip.finish()?, "+gzip")
+            }
+        };
+        parts.push(json!({
+            "mediaType": format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
+            "digest": put(&packed)?,
+            "size": packed.len(),
+        }));
+    }
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = json!({
+        "architecture": architecture, "os": "linux",
+        "config": {"Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    })
+    .to_string();
+    let config = json!({
+        "mediaType": CONFIG, "digest": put(config.as_bytes())?, "size": config.len(),
+    });
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": parts,
+    })
+    .to_string();
+    let index = json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": MANIFEST, "digest": put(manifest.as_bytes())?, "size": manifest.len(),
+        "annotations": {"org.opencontainers.image.ref.name": "t"},
+    }]});
+    fs::write(layout.join("index.json"), index.to_string())?;
+    Ok(fs::write(
+        layout.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )?)
+}

@@ -1,0 +1,231 @@
+//! Containers that start before their image is here.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use lamina_snapshotter::upper_mode::UpperMode;
+
+use super::alone;
+use super::harness::{Fault, Host, Packing, Proxy, Registry, Snapshotter};
+
+/// How long a container waits for bytes in these tests, in seconds.
+const PATIENCE: u64 = 2;
+/// Bytes of the large file.
+const LARGE: usize = 3_000_000;
+
+/// A host, and a registry behind a proxy with an image in every format.
+struct Scene {
+    host: Host,
+    registry: Registry,
+    proxy: Proxy,
+    layers: Vec<PathBuf>,
+}
+
+impl Scene {
+    /// `None` where the snapshotter is one that unpacks.
+    fn start() -> Result<Option<Scene>> {
+        if Snapshotter::chosen()? != Snapshotter::Lamina {
+            return Ok(None);
+        }
+        let config = format!("[lazy]\npatience_secs = {PATIENCE}\n");
+        let host = Host::start_configured(UpperMode::Union, &config)?;
+        let dir = host.scratch();
+        let registry = Registry::start(dir)?;
+        let proxy = Proxy::start(registry.port())?;
+        let layers = vec![dir.join("lazy-base"), dir.join("lazy-top")];
+        Ok(Some(Scene {
+            host,
+            registry,
+            proxy,
+            layers,
+        }))
+    }
+
+    /// Pushes an image that shares no layer with one of another packing, and answers its name.
+    fn push(&self, packing: Packing) -> Result<String> {
+        for layer in &self.layers {
+            if layer.exists() {
+                fs::remove_dir_all(layer)?;
+            }
+        }
+        base(&self.layers[0], packing.name())?;
+        top(&self.layers[1], packing.name())?;
+        let name = self.registry.push(&self.layers, packing)?;
+        if packing == Packing::Estargz {
+            let plain = format!("{}/plain:t", self.registry.address());
+            let made = format!("{}/{name}", self.registry.address());
+            self.host.ctr.convert_to_estargz(&plain, &made)?;
+        }
+        Ok(format!("{}/{name}", self.proxy.address()))
+    }
+
+    /// The snapshots whose layers lie unpacked.
+    fn unpacked(&self) -> Result<usize> {
+        let mut count = 0;
+        for snapshot in fs::read_dir(self.host.snapshotter_root().join("snapshots"))? {
+            let snapshot = snapshot?.path();
+            let is_layer = !snapshot.join("work").exists();
+            count += usize::from(is_layer && !snapshot.join("blob.json").exists());
+        }
+        Ok(count)
+    }
+}
+
+fn base(root: &Path, name: &str) -> Result<()> {
+    for dir in [
+        "bin", "dev", "etc", "proc", "run", "sys", "tmp", "opt", "opt/gone",
+    ] {
+        fs::create_dir_all(root.join(dir))?;
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    fs::copy("/bin/busybox", root.join("bin/busybox")).context("/bin/busybox")?;
+    for applet in [
+        "sh",
+        "cat",
+        "ls",
+        "sleep",
+        "sha256sum",
+        "stat",
+        "find",
+        "sort",
+    ] {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    fs::write(root.join("etc/name"), name)?;
+    fs::write(root.join("etc/hidden"), "below")?;
+    fs::write(root.join("opt/gone/file"), "below")?;
+    fs::write(root.join("opt/empty"), "")?;
+    fs::write(root.join("opt/set-id"), "runs as another")?;
+    fs::set_permissions(root.join("opt/set-id"), fs::Permissions::from_mode(0o4755))?;
+    fs::hard_link(root.join("etc/name"), root.join("opt/linked"))?;
+    Ok(symlink("../etc/name", root.join("opt/link"))?)
+}
+
+fn top(root: &Path, name: &str) -> Result<()> {
+    fs::create_dir_all(root.join("etc"))?;
+    fs::create_dir_all(root.join("opt/gone"))?;
+    fs::write(root.join("etc/.wh.hidden"), "")?;
+    fs::write(root.join("opt/gone/.wh..wh..opq"), "")?;
+    fs::write(root.join("opt/gone/new"), "above")?;
+    // Half of it compresses, half of it does not, and it is another one for every image.
+    let mut random = fastrand::Rng::with_seed(name.len() as u64);
+    let bytes = (0..LARGE).map(|at| if at % 2 == 0 { b'x' } else { random.u8(..) });
+    Ok(fs::write(
+        root.join("opt/large"),
+        bytes.collect::<Vec<u8>>(),
+    )?)
+}
+
+/// Everything in a container's root that came from the image.
+const LOOK: &str = "cat /etc/name /opt/link /opt/linked /opt/gone/new; ls /etc /opt /opt/gone; \
+    stat -c '%a %s %n' /tmp /opt/set-id /opt/empty; sha256sum /opt/large /bin/busybox";
+
+fn expected(layers: &[PathBuf], name: &str) -> Result<String> {
+    let sum = |path: PathBuf, shown: &str| -> Result<String> {
+        let digest = lamina_fusefs::blob::Digest::of(&fs::read(path)?);
+        Ok(format!("{}  {shown}\n", digest.to_hex()))
+    };
+    Ok(format!(
+        "{name}{name}{name}above/etc:\nname\n\n/opt:\nempty\ngone\nlarge\nlink\nlinked\nset-id\n\n\
+         /opt/gone:\nnew\n1777 4096 /tmp\n4755 15 /opt/set-id\n644 0 /opt/empty\n{}{}",
+        sum(layers[1].join("opt/large"), "/opt/large")?,
+        sum(layers[0].join("bin/busybox"), "/bin/busybox")?
+    ))
+}
+
+#[test]
+fn a_container_runs_from_every_format_and_again_without_a_network() -> Result<()> {
+    let _turn = alone();
+    let Some(mut scene) = Scene::start()? else {
+        return Ok(());
+    };
+    for packing in Packing::ALL {
+        let image = scene.push(packing)?;
+        let unpacked = scene.unpacked()?;
+        let ctr = &scene.host.ctr;
+        ctr.rpull(&image).with_context(|| format!("{packing:?}"))?;
+        ensure!(scene.unpacked()? == unpacked, "{packing:?} was unpacked");
+        let before = scene.proxy.bytes();
+        ctr.start("box", &image, "")?;
+        if matches!(packing, Packing::Estargz | Packing::ZstdChunked) {
+            let fetched = scene.proxy.bytes() - before;
+            ensure!(
+                fetched < LARGE as u64,
+                "{packing:?}: {fetched} bytes before the first output"
+            );
+        }
+        let wanted = expected(&scene.layers, packing.name())?;
+        let seen = ctr.exec("box", LOOK)?;
+        ensure!(seen == wanted, "{packing:?}: {seen}\nand not\n{wanted}");
+        ctr.exec(
+            "box",
+            "echo more >> /opt/large && cat /etc/name > /opt/gone/written",
+        )?;
+        // What is here needs nobody.
+        scene.proxy.set(Fault::Refuse);
+        ctr.stop_task("box")?;
+        ctr.delete("box")?;
+        scene.host.restart_snapshotter()?;
+        let ctr = &scene.host.ctr;
+        ctr.start("again", &image, "")?;
+        let seen = ctr.exec("again", LOOK)?;
+        ensure!(
+            seen == wanted,
+            "{packing:?}, again: {seen}\nand not\n{wanted}"
+        );
+        ctr.stop_task("again")?;
+        ctr.delete("again")?;
+        scene.proxy.set(Fault::None);
+    }
+    scene.host.stop()
+}
+
+#[test]
+fn every_fault_before_during_and_after_start_is_right_data_or_an_error() -> Result<()> {
+    let _turn = alone();
+    let Some(scene) = Scene::start()? else {
+        return Ok(());
+    };
+    let ctr = &scene.host.ctr;
+    for packing in Packing::ALL {
+        let image = scene.push(packing)?;
+        let wanted = expected(&scene.layers, packing.name())?;
+        for fault in Fault::ALL {
+            let at = || format!("{packing:?}, {fault:?}");
+            // Before: what can be had by waiting is waited for; all else is unpacked, or the pull
+            // fails as any pull does.
+            scene.proxy.set_times(fault, 1);
+            if ctr.rpull(&image).is_err() {
+                scene.proxy.set(Fault::None);
+                ctr.rpull(&image).with_context(at)?;
+            }
+            scene.proxy.set(Fault::None);
+            ctr.start("box", &image, "").with_context(at)?;
+            // While it lasts.
+            scene.proxy.set(fault);
+            let since = Instant::now();
+            let text = ctr.exec("box", LOOK);
+            let limit = Duration::from_secs(4 * PATIENCE + 10);
+            ensure!(since.elapsed() < limit, "{}: {:?}", at(), since.elapsed());
+            if let Ok(text) = &text {
+                ensure!(*text == wanted, "{}: {text}", at());
+            }
+            // After it.
+            scene.proxy.set(Fault::None);
+            let text = ctr.exec("box", LOOK).with_context(at)?;
+            ensure!(text == wanted, "{}, after it: {text}", at());
+            // And once all is here, it is nobody's business.
+            scene.proxy.set(fault);
+            let text = ctr.exec("box", LOOK).with_context(at)?;
+            ensure!(text == wanted, "{}, when all was here: {text}", at());
+            scene.proxy.set(Fault::None);
+            ctr.stop_task("box")?;
+            ctr.delete("box")?;
+            ctr.remove_image(&image)?;
+        }
+    }
+    scene.host.stop()
+}
