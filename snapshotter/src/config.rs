@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lazy::keeper;
 use crate::registry;
 use crate::upper_mode::UpperMode;
 
@@ -68,9 +69,27 @@ pub struct LazyConfig {
     pub hosts: PathBuf,
     /// docker's `config.json` with the logins; empty: where docker looks for it.
     pub docker_config: PathBuf,
+    /// The most that the cache may take, in MiB; 0: no limit.
+    pub cache_mib: u64,
+    /// How much of its file system the cache leaves free, in percent.
+    pub free_percent: u64,
+    /// Fetch layers as a whole while nobody waits for bytes.
+    pub fill: bool,
+    /// The most that this may take of the link, in MiB a second; 0: no limit.
+    pub fill_mib_per_sec: u64,
 }
 
 impl LazyConfig {
+    /// How the cache is kept.
+    pub fn cache(&self) -> keeper::Limits {
+        keeper::Limits {
+            cache_bytes: self.cache_mib.saturating_mul(1 << 20),
+            free_percent: self.free_percent,
+            fill: self.fill,
+            fill_rate: self.fill_mib_per_sec.saturating_mul(1 << 20),
+        }
+    }
+
     /// How registries are reached; `None`: not at all.
     pub fn registry(&self) -> Option<registry::Options> {
         let docker_config = Some(self.docker_config.clone());
@@ -181,6 +200,10 @@ impl Default for LazyConfig {
             patience_secs: registry.patience.as_secs(),
             hosts: registry.hosts,
             docker_config: PathBuf::new(),
+            cache_mib: 0,
+            free_percent: keeper::Limits::default().free_percent,
+            fill: true,
+            fill_mib_per_sec: 0,
         }
     }
 }
@@ -260,6 +283,13 @@ impl Config {
             return wrong(
                 "lazy.patience_secs",
                 format!("must be between 1 and {MAX_PATIENCE_SECS}, not {patience}"),
+            );
+        }
+        if self.lazy.free_percent > 90 {
+            let percent = self.lazy.free_percent;
+            return wrong(
+                "lazy.free_percent",
+                format!("must be between 0 and 90, not {percent}"),
             );
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
@@ -384,6 +414,19 @@ hosts = "/etc/containerd/certs.d"
 # docker's config.json with the logins for registries, and the credential helpers that it names.
 # Empty: where docker looks for it ($DOCKER_CONFIG, or .docker in the home directory).
 docker_config = ""
+
+# The most that the cache of fetched files may take, in MiB; 0 is no limit. Beyond it, files that were
+# not used for longest are removed until a tenth is free; none that is open.
+cache_mib = 0
+
+# How much of its file system the cache leaves free, 0 to 90 percent.
+free_percent = 10
+
+# Fetch layers as a whole while nobody waits for bytes, so that their images need no registry any more.
+fill = true
+
+# The most that this may take of the link, in MiB a second; 0 is no limit.
+fill_mib_per_sec = 0
 
 [log]
 # error, warn, info, debug or trace; or directives for single modules:

@@ -13,6 +13,7 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
+use crate::lazy::keeper;
 use crate::recover::Report;
 use crate::registry;
 use crate::root;
@@ -54,6 +55,8 @@ pub struct ServeOptions {
     pub partial_copy_up: bool,
     /// How registries are reached, for layers that are not unpacked; `None`: there are no new ones.
     pub registry: Option<registry::Options>,
+    /// How the cache of layers that are not unpacked is kept.
+    pub cache: keeper::Limits,
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -70,6 +73,7 @@ pub async fn serve(
     mounter.metacopy = options.metacopy;
     mounter.partial_copy_up = options.partial_copy_up;
     mounter.registry.clone_from(&options.registry);
+    mounter.cache = options.cache;
     let mounter = Arc::new(mounter);
     serve_with(options, mounter, ready, shutdown).await
 }

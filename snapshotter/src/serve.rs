@@ -22,7 +22,7 @@ use lamina_fusefs::upper::Upper;
 use crate::chains::Chains;
 use crate::error::{Error, Result};
 use crate::indexes;
-use crate::lazy::{Lazy, LazyError, Wanted};
+use crate::lazy::{Lazy, LazyError, Wanted, keeper};
 use crate::registry;
 use crate::store::layout::Layout;
 use crate::store::records::Labels;
@@ -63,6 +63,9 @@ pub trait Mounter: Send + Sync {
     ) -> Result<Option<Attr>, LazyError> {
         Ok(None)
     }
+
+    /// Notes that what [`Self::make_lazy`] wrote is in its place, and in the store.
+    fn made_lazy(&self, _id: u64) {}
 
     /// Mounts one; when this returns it answers.
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>>;
@@ -106,9 +109,11 @@ pub struct FuseMounter {
     pub partial_copy_up: bool,
     /// How registries are reached; `None`: every layer is unpacked.
     pub registry: Option<registry::Options>,
+    /// How the cache of layers that are not unpacked is kept.
+    pub cache: keeper::Limits,
     images: Chains<Image>,
     /// Since the root is ours.
-    lazy: OnceLock<Lazy>,
+    lazy: OnceLock<Arc<Lazy>>,
 }
 
 impl FuseMounter {
@@ -122,6 +127,7 @@ impl FuseMounter {
             metacopy: true,
             partial_copy_up: true,
             registry: None,
+            cache: keeper::Limits::default(),
             images: Chains::new(),
             lazy: OnceLock::new(),
         }
@@ -133,7 +139,8 @@ impl FuseMounter {
         };
         let image = self.images.get(top, || {
             let places = chain.iter();
-            let places = places.map(|id| indexes::place(layout, *id, self.lazy.get()));
+            let lazy = self.lazy.get().map(Arc::as_ref);
+            let places = places.map(|id| indexes::place(layout, *id, lazy));
             let places = places.collect::<lamina_fusefs::Result<Vec<_>>>()?;
             if self.index {
                 return Image::open_indexed(&places, &layout.image_index(top));
@@ -152,7 +159,8 @@ impl FuseMounter {
 impl Mounter for FuseMounter {
     fn begin(&self, layout: &Layout) -> lamina_fusefs::Result<()> {
         // Layers that were not unpacked have to be served, whether there may be more of them or not.
-        let lazy = Lazy::open(layout, &self.registry.clone().unwrap_or_default())?;
+        let registry = self.registry.clone().unwrap_or_default();
+        let lazy = Lazy::open(layout, &registry, self.cache)?;
         // Only one begins.
         let _ = self.lazy.set(lazy);
         Ok(())
@@ -210,10 +218,16 @@ impl Mounter for FuseMounter {
         }
     }
 
-    fn removed(&self, _layout: &Layout, id: u64) {
+    fn made_lazy(&self, id: u64) {
+        if let Some(lazy) = self.lazy.get() {
+            lazy.made(id);
+        }
+    }
+
+    fn removed(&self, layout: &Layout, id: u64) {
         self.images.forget(id);
         if let Some(lazy) = self.lazy.get() {
-            lazy.forget(id);
+            lazy.removed(layout, id);
         }
     }
 
@@ -383,6 +397,11 @@ impl Sessions {
     /// Notes that a snapshot is gone from the store, so that nothing keeps its files on the disk.
     pub fn removed(&self, id: u64) {
         self.mounter.removed(&self.layout, id);
+    }
+
+    /// As [`Mounter::made_lazy`].
+    pub(crate) fn made_lazy(&self, id: u64) {
+        self.mounter.made_lazy(id);
     }
 
     /// As [`Mounter::make_lazy`].

@@ -378,19 +378,19 @@ impl Snapshots {
             self.store.create(name, &record, chain.first().copied())
         });
         // A transaction that failed while it was made durable may have happened.
-        match created
-            .map(drop)
-            .or_else(|error| match self.has_happened(name, id) {
-                Some(true) => Ok(()),
-                Some(false) => {
-                    dirs::discard(&self.layout, id);
-                    Err(error)
-                }
-                None => Err(error),
-            }) {
-            Ok(()) => Ok(true),
-            Err(error) => Err(error),
-        }
+        let created = created.map(drop);
+        let created = created.or_else(|error| match self.has_happened(name, id) {
+            Some(true) => Ok(()),
+            Some(false) => {
+                dirs::discard(&self.layout, id);
+                Err(error)
+            }
+            None => Err(error),
+        });
+        created.map(|()| {
+            self.sessions.made_lazy(id);
+            true
+        })
     }
 
     fn create_as(&self, record: &Record, key: &str, chain: &[u64]) -> Result<Vec<Mount>> {

@@ -20,6 +20,7 @@ use containerd_snapshots::tonic::transport::{Channel, Endpoint, Uri};
 use containerd_snapshots::tonic::{Code, Status};
 use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::lazy::keeper;
 use lamina_snapshotter::serve::testing::FakeMounter;
 use lamina_snapshotter::snapshots::Snapshots;
 use lamina_snapshotter::store::records::Kind;
@@ -59,6 +60,7 @@ fn the_daemon() {
         metacopy: true,
         partial_copy_up: true,
         registry: None,
+        cache: keeper::Limits::default(),
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));

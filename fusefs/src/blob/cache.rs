@@ -26,7 +26,7 @@ use std::time::SystemTime;
 use parking_lot::RwLock;
 use rustix::fs::{
     AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock,
-    fstat, futimens, openat, statat, syncfs,
+    fstat, fstatvfs, futimens, openat, statat, syncfs,
 };
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
@@ -36,6 +36,7 @@ use crate::error::{Error, Result};
 use crate::sys::beneath::{open_root, reopen};
 use crate::sys::change::{create, fsync, renameat, unlinkat, write_all_at};
 use crate::sys::dir::{clear, make_dir, open_dir, read_dir, remove_tree};
+use crate::sys::lease::is_open_elsewhere;
 use crate::types::FileKind;
 
 /// What tells one boot of the host from another (proc(5)).
@@ -44,6 +45,11 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const CLEAN: &str = "clean";
 /// How long the time of a file's last use is good enough, in seconds.
 const USED_LATELY: i64 = 60;
+
+/// How a file is opened.
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// The cache in one directory.
 #[derive(Debug)]
@@ -54,6 +60,8 @@ pub struct Cache {
     /// Files that have to be looked through, the oldest first.
     doubtful: Vec<OwnedFd>,
     next: AtomicU64,
+    /// Bytes that were added.
+    added: AtomicU64,
     /// Whether it was closed; held while a file gets its name.
     closed: RwLock<bool>,
 }
@@ -67,12 +75,29 @@ pub struct Holds {
     pub bytes: u64,
 }
 
+/// The space on a file system, in bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Space {
+    /// All of it.
+    pub total: u64,
+    /// What is free, for whoever is not root.
+    pub free: u64,
+}
+
 /// A file of the cache, as [`Cache::shrink`] sees it.
 struct Kept<'c> {
     tree: &'c OwnedFd,
     path: PathBuf,
     used: (i64, i64),
     bytes: u64,
+}
+
+impl Kept<'_> {
+    /// What its name says.
+    fn digest(&self) -> Option<Digest> {
+        let name = self.path.file_name()?.to_str()?;
+        Digest::parse(&format!("sha256:{name}"))
+    }
 }
 
 impl Holds {
@@ -141,6 +166,7 @@ impl Cache {
             files,
             new,
             next: AtomicU64::new(0),
+            added: AtomicU64::new(0),
             closed: RwLock::new(false),
         };
         if state != boot {
@@ -182,6 +208,19 @@ impl Cache {
         Ok(None)
     }
 
+    /// Whether there is a file of this name. Nobody has looked whether it is the right one.
+    pub(crate) fn holds_file(&self, digest: Digest) -> Result<bool> {
+        let (dir, name) = place(digest);
+        for tree in [&self.files].into_iter().chain(&self.doubtful) {
+            match statat(tree, format!("{dir}/{name}"), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => return Ok(true),
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
+    }
+
     /// Adds a file that these pieces make one after the other. If they make another one than
     /// `digest` says, nothing is added, and the answer is the digest of what they make. Once the cache
     /// is closed the file is made all the same, but not kept.
@@ -205,6 +244,8 @@ impl Cache {
             }
             let (dir, last) = place(digest);
             renameat(&self.new, &name, make_dir(&self.files, &dir)?, &last)?;
+            let size = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
+            self.added.fetch_add(size, Ordering::Relaxed);
             Ok(Ok(file))
         });
         if !matches!(added, Ok(Ok(_)))
@@ -226,7 +267,7 @@ impl Cache {
     }
 
     /// Removes files, those that were not used for longest first, until the others take no more
-    /// than `bytes`. Whoever has one open keeps it. Answers what it holds then.
+    /// than `bytes`; but none that somebody has open. Answers what it holds then.
     pub fn shrink(&self, bytes: u64) -> Result<Holds> {
         let mut all = self.all()?;
         all.sort_by_key(|kept| kept.used);
@@ -235,11 +276,65 @@ impl Cache {
             if holds.bytes <= bytes {
                 break;
             }
+            if let Ok(file) = openat(kept.tree, &kept.path, READ, Mode::empty())
+                && is_open_elsewhere(file.as_fd())
+            {
+                continue;
+            }
             remove(kept.tree, &kept.path)?;
             holds.files -= 1;
             holds.bytes -= kept.bytes;
         }
         Ok(holds)
+    }
+
+    /// Removes all files but those whose digest is `kept`. Whoever has one open keeps it. Answers what
+    /// was removed.
+    pub fn sweep(&self, kept: impl Fn(Digest) -> bool) -> Result<Holds> {
+        let mut removed = Holds::default();
+        for file in self.all()? {
+            if file.digest().is_some_and(&kept) {
+                continue;
+            }
+            remove(file.tree, &file.path)?;
+            removed.files += 1;
+            removed.bytes += file.bytes;
+        }
+        Ok(removed)
+    }
+
+    /// Reads all files, and removes those that are not what their names say. Answers what is left, and
+    /// what was removed.
+    pub fn verify(&self) -> Result<(Holds, Holds)> {
+        let (mut left, mut removed) = (Holds::default(), Holds::default());
+        for kept in self.all()? {
+            let Ok(file) = openat(kept.tree, &kept.path, READ, Mode::empty()) else {
+                continue;
+            };
+            let is_sound = Some(digest_of(&File::from(file))?) == kept.digest();
+            let count = if is_sound { &mut left } else { &mut removed };
+            count.files += 1;
+            count.bytes += kept.bytes;
+            if !is_sound {
+                tracing::warn!(path = %kept.path.display(), "a file of the cache is damaged, and is removed");
+                remove(kept.tree, &kept.path)?;
+            }
+        }
+        Ok((left, removed))
+    }
+
+    /// The bytes that were added since it was opened.
+    pub fn added(&self) -> u64 {
+        self.added.load(Ordering::Relaxed)
+    }
+
+    /// The space on its file system.
+    pub fn space(&self) -> Result<Space> {
+        let stat = fstatvfs(&self.root)?;
+        Ok(Space {
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
     }
 
     /// Puts all of it on disk, and says so to the next boot. From then on nothing is added.
@@ -290,9 +385,8 @@ fn place(digest: Digest) -> (String, String) {
 }
 
 fn state(root: &OwnedFd) -> Result<String, Errno> {
-    let how = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut state = String::new();
-    match openat(root, "state", how, Mode::empty()) {
+    match openat(root, "state", READ, Mode::empty()) {
         Err(Errno::NOENT) => {}
         Err(error) => return Err(error),
         Ok(fd) => {
@@ -304,8 +398,7 @@ fn state(root: &OwnedFd) -> Result<String, Errno> {
 }
 
 fn open_file(tree: &OwnedFd, dir: &str, name: &str) -> Result<Option<File>, Errno> {
-    let how = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match openat(tree, format!("{dir}/{name}"), how, Mode::empty()) {
+    match openat(tree, format!("{dir}/{name}"), READ, Mode::empty()) {
         Ok(fd) => Ok(Some(fd.into())),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error),

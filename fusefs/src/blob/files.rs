@@ -7,12 +7,15 @@ use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::cache::Cache;
 use super::chunk::{Packing, unpack};
 use super::digest::Digest;
+use super::entry::Chunk;
 use super::limits::Limits;
 use super::table::{Found, Table};
 use super::{Compression, Flaw};
@@ -22,6 +25,8 @@ use crate::types::Ino;
 
 /// The most bytes of a blob that are asked for at once, if a chunk is no larger.
 const JOINED: u64 = 8 << 20;
+/// So many bytes that nobody wants are read along rather than asking twice.
+const GAP: u64 = 64 << 10;
 
 /// Where the bytes of a blob come from.
 pub trait Source: Send + Sync {
@@ -34,13 +39,24 @@ pub trait Source: Send + Sync {
 
 /// Files that are being fetched, so that nobody fetches one that somebody else does.
 #[derive(Debug, Default)]
-pub struct Flights(Mutex<HashMap<Digest, Arc<Flight>>>);
+pub struct Flights {
+    under_way: Mutex<HashMap<Digest, Arc<Flight>>>,
+    /// How many wait for a file that they want to open.
+    waiting: AtomicUsize,
+}
 
 #[derive(Debug, Default)]
 struct Flight {
     /// How it ended.
     ended: Mutex<Option<Result<(), Arc<Flaw>>>>,
     changed: Condvar,
+}
+
+/// The digests of all files that the chunk table at `table` tells of.
+pub fn digests_in(table: &Path, limits: &Limits) -> Result<Vec<Digest>> {
+    let table = Table::open(table, limits)?;
+    let files = table.files();
+    Ok(files.map(|number| table.file(number).digest).collect())
 }
 
 /// The files of one blob.
@@ -50,6 +66,44 @@ pub struct Files {
     cache: Arc<Cache>,
     flights: Arc<Flights>,
     limits: Limits,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    opened: AtomicU64,
+    waited: AtomicU64,
+    slowest: AtomicU64,
+    fetched: AtomicU64,
+}
+
+/// What was asked of the files of one blob since it was opened.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// How often a file was opened.
+    pub opened: u64,
+    /// How often its bytes were not here.
+    pub waited: u64,
+    /// The longest that somebody waited for a file.
+    pub slowest: Duration,
+    /// Bytes of the blob that were read.
+    pub fetched: u64,
+}
+
+/// How much of a blob is here.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Here {
+    /// Bytes of all files.
+    pub total: u64,
+    /// Bytes of those that are in the cache.
+    pub cached: u64,
+}
+
+/// A stretch of a blob that was read.
+#[derive(Default)]
+struct Have {
+    range: Range<u64>,
+    bytes: Vec<u8>,
 }
 
 impl Files {
@@ -68,6 +122,7 @@ impl Files {
             cache,
             flights,
             limits: *limits,
+            counters: Counters::default(),
         })
     }
 
@@ -81,22 +136,82 @@ impl Files {
     /// for the same bytes, and gets the same error.
     pub fn fetch(&self, ino: Ino) -> Result<File> {
         let found = self.table.find(ino).ok_or(Error::NotFound)?;
-        self.fetch_found(&found)
+        self.counters.opened.fetch_add(1, Ordering::Relaxed);
+        if let Some(file) = self.cache.find(found.digest, found.size)? {
+            return Ok(file);
+        }
+        self.counters.waited.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting::of(&self.flights);
+        let since = Instant::now();
+        let fetched = self.fetch_found(&found, found.chunks.end, &mut Have::default());
+        let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.counters.slowest.fetch_max(nanos, Ordering::Relaxed);
+        fetched
+    }
+
+    /// What was asked of it so far.
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            opened: read(&self.counters.opened),
+            waited: read(&self.counters.waited),
+            slowest: Duration::from_nanos(read(&self.counters.slowest)),
+            fetched: read(&self.counters.fetched),
+        }
+    }
+
+    /// How much of it is here.
+    pub fn here(&self) -> Result<Here> {
+        let mut here = Here::default();
+        for number in self.table.files() {
+            let found = self.table.file(number);
+            here.total += found.size;
+            if self.cache.holds_file(found.digest)? {
+                here.cached += found.size;
+            }
+        }
+        Ok(here)
     }
 
     /// Fetches the files that the maker of the blob wants to be fetched first.
     pub fn prefetch(&self) -> Result<()> {
+        self.fetch_all(
+            |chunk| chunk.stretch.start < self.table.prefetch(),
+            &mut |_| true,
+        )
+    }
+
+    /// Fetches all files, while `goes_on` says yes: it is told how many bytes of the blob were read
+    /// since it was asked last, and may take its time.
+    pub fn fill(&self, goes_on: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+        self.fetch_all(|_| true, goes_on)
+    }
+
+    fn fetch_all(
+        &self,
+        is_wanted: impl Fn(&Chunk) -> bool,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<()> {
+        let mut have = Have::default();
         for number in self.table.files() {
             let found = self.table.file(number);
-            let mut chunks = found.chunks.clone().map(|chunk| self.table.chunk(chunk));
-            if chunks.any(|chunk| chunk.stretch.start < self.table.prefetch()) {
-                self.fetch_found(&found)?;
+            let first = found.chunks.clone().next();
+            let is_wanted = first.is_none_or(|first| is_wanted(&self.table.chunk(first)));
+            if !is_wanted || self.cache.holds_file(found.digest)? {
+                continue;
+            }
+            let before = self.counts().fetched;
+            self.fetch_found(&found, self.table.chunks(), &mut have)?;
+            if !goes_on(self.counts().fetched - before) {
+                break;
             }
         }
         Ok(())
     }
 
-    fn fetch_found(&self, found: &Found) -> Result<File> {
+    /// Fetches a file; what of the chunks before `end` follows closely is read along, for who comes
+    /// with the same `have` again.
+    fn fetch_found(&self, found: &Found, end: usize, have: &mut Have) -> Result<File> {
         loop {
             if let Some(file) = self.cache.find(found.digest, found.size)? {
                 return Ok(file);
@@ -118,7 +233,7 @@ impl Files {
             if let Some(file) = self.cache.find(found.digest, found.size)? {
                 return Ok(file);
             }
-            let loaded = self.load(found);
+            let loaded = self.load(found, end, have);
             if let Err(Error::Blob { flaw, .. }) = &loaded {
                 landing.land(Err(Arc::clone(flaw)));
             }
@@ -127,10 +242,9 @@ impl Files {
     }
 
     /// Fetches a file into the cache.
-    fn load(&self, found: &Found) -> Result<File> {
-        let mut have = (0..0, Vec::new());
+    fn load(&self, found: &Found, end: usize, have: &mut Have) -> Result<File> {
         let pieces = found.chunks.clone().map(|number| {
-            let piece = self.piece(number, found.chunks.end, &mut have);
+            let piece = self.piece(number, end, have);
             piece.map_err(|flaw| self.failed(Arc::new(flaw)))
         });
         self.cache.add(found.digest, pieces)?.map_err(|other| {
@@ -142,29 +256,26 @@ impl Files {
         })
     }
 
-    /// The bytes of a chunk. `have`: the stretch of the blob that was read last; what of the chunks
-    /// before `end` follows closely is read along.
-    fn piece(
-        &self,
-        number: usize,
-        end: usize,
-        have: &mut (Range<u64>, Vec<u8>),
-    ) -> Result<Vec<u8>, Flaw> {
+    /// The bytes of a chunk. `have`: the stretch of the blob that was read last.
+    fn piece(&self, number: usize, end: usize, have: &mut Have) -> Result<Vec<u8>, Flaw> {
         let chunk = self.table.chunk(number);
         let wanted = chunk.stretch.clone();
-        if wanted.start < have.0.start || wanted.end > have.0.end {
+        if wanted.start < have.range.start || wanted.end > have.range.end {
             let mut range = wanted.clone();
             for next in (number + 1..end).map(|next| self.table.chunk(next).stretch) {
-                let is_close = range.start <= next.start && next.start <= range.end;
+                let is_close = range.start <= next.start && next.start <= range.end + GAP;
                 if !is_close || next.end.saturating_sub(range.start) > JOINED {
                     break;
                 }
                 range.end = range.end.max(next.end);
             }
-            *have = (range.clone(), self.read(range)?);
+            *have = Have {
+                bytes: self.read(range.clone())?,
+                range,
+            };
         }
-        let offset = |at: u64| usize::try_from(at - have.0.start).unwrap_or(usize::MAX);
-        let stretch = have.1.get(offset(wanted.start)..offset(wanted.end));
+        let offset = |at: u64| usize::try_from(at - have.range.start).unwrap_or(usize::MAX);
+        let stretch = have.bytes.get(offset(wanted.start)..offset(wanted.end));
         let stretch = stretch.unwrap_or_default();
         let point;
         let packing = match self.table.compression() {
@@ -197,6 +308,7 @@ impl Files {
         if bytes.len() as u64 != length {
             return Err(Flaw::Source(io::ErrorKind::UnexpectedEof.into()));
         }
+        self.counters.fetched.fetch_add(length, Ordering::Relaxed);
         Ok(bytes)
     }
 
@@ -249,14 +361,35 @@ enum Role {
 }
 
 impl Flights {
+    /// Whether somebody waits for a file.
+    pub fn is_awaited(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
     fn join(&self, digest: Digest) -> Role {
-        let mut under_way = self.0.lock();
+        let mut under_way = self.under_way.lock();
         if let Some(flight) = under_way.get(&digest) {
             return Role::Wait(Arc::clone(flight));
         }
         let flight = Arc::new(Flight::default());
         under_way.insert(digest, Arc::clone(&flight));
         Role::Lead(flight)
+    }
+}
+
+/// Somebody who waits for a file, until it is dropped.
+struct Waiting<'f>(&'f Flights);
+
+impl Waiting<'_> {
+    fn of(flights: &Flights) -> Waiting<'_> {
+        flights.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(flights)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -287,7 +420,7 @@ impl Landing<'_> {
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
-        self.flights.0.lock().remove(&self.digest);
+        self.flights.under_way.lock().remove(&self.digest);
         // The file is here; or a local error, such as a full disk, is the leader's alone, and the
         // others try by themselves.
         self.land(Ok(()));

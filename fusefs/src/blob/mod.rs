@@ -33,10 +33,10 @@ mod tree;
 
 use std::path::PathBuf;
 
-pub use cache::{Cache, Holds};
+pub use cache::{Cache, Holds, Space};
 pub use contents::{Contents, Ordinary};
 pub use digest::Digest;
-pub use files::{Files, Flights, Source};
+pub use files::{Counts, Files, Flights, Here, Source, digests_in};
 pub use footer::{Toc, estargz, zstd_chunked};
 pub use limits::Limits;
 

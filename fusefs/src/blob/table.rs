@@ -82,6 +82,11 @@ impl Table {
         0..self.files
     }
 
+    /// How many chunks there are.
+    pub(crate) fn chunks(&self) -> usize {
+        self.chunks
+    }
+
     /// A file by its inode number.
     pub(crate) fn find(&self, ino: Ino) -> Option<Found> {
         let mut range = self.files();

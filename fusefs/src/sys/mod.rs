@@ -20,6 +20,7 @@ pub(crate) mod dir;
 pub(crate) mod extents;
 pub(crate) mod handle;
 pub(crate) mod inflate;
+pub(crate) mod lease;
 pub(crate) mod map;
 pub(crate) mod memory;
 pub(crate) mod place;

@@ -3,6 +3,8 @@
 use std::fs::Permissions;
 use std::sync::Arc;
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::serve::testing::FakeMounter;
 use crate::snapshots::Snapshots;

@@ -123,6 +123,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         metacopy: config.metacopy,
         partial_copy_up: config.partial_copy_up,
         registry: config.lazy.registry(),
+        cache: config.lazy.cache(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

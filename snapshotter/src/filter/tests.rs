@@ -18,6 +18,7 @@ fn info(key: &str, kind: Kind, parent: Option<&str>, labels: &[(&str, &str)]) ->
             kind,
             parent: parent.map(str::to_owned),
             labels,
+            lazy: false,
             upper: UpperMode::default(),
             created: time,
             updated: time,

@@ -31,7 +31,7 @@ fn two_layers(root: &Path) -> (Snapshots, Layout) {
 }
 
 fn image(layout: &Layout) -> Arc<Image> {
-    let chain = [place(layout, 2), place(layout, 1)];
+    let chain = [2, 1].map(|id| place(layout, id, None).expect("place"));
     Image::open_indexed(&chain, &layout.image_index(2)).expect("open the image")
 }
 

@@ -16,6 +16,7 @@
 //! layer keeps it from being served so is an error here, and a line in the log: containerd then
 //! unpacks it as any other.
 
+pub mod keeper;
 mod labels;
 mod make;
 mod pieces;
@@ -26,11 +27,13 @@ use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use lamina_fusefs::blob::{self, Cache, Files, Flights, Limits};
 use lamina_fusefs::image::Image;
 use lamina_fusefs::index::{BlobLayer, LayerData};
 use lamina_fusefs::types::{Attr, Ino};
+use parking_lot::Mutex;
 
 pub(crate) use self::labels::{SNAPSHOT_REF, Wanted};
 use self::record::Record;
@@ -110,25 +113,38 @@ pub struct Lazy {
     limits: Limits,
     /// Blobs that are in use, by snapshot.
     opened: Chains<Opened>,
+    limits_of_cache: keeper::Limits,
+    orders: Arc<keeper::Orders>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Lazy {
-    /// Opens the cache of a root.
-    pub fn open(layout: &Layout, options: &registry::Options) -> lamina_fusefs::Result<Lazy> {
+    /// Opens the cache of a root, and begins to keep it.
+    pub fn open(
+        layout: &Layout,
+        options: &registry::Options,
+        limits_of_cache: keeper::Limits,
+    ) -> lamina_fusefs::Result<Arc<Lazy>> {
         let dir = layout.cache();
         std::fs::create_dir_all(&dir).map_err(|source| lamina_fusefs::Error::Path {
             action: "cannot create",
             path: dir.clone(),
             source,
         })?;
-        Ok(Lazy {
+        let lazy = Arc::new(Lazy {
             registry: Arc::new(Registry::new(options)),
             images: Images::default(),
             cache: Arc::new(Cache::open(&dir)?),
             flights: Arc::default(),
             limits: Limits::default(),
             opened: Chains::new(),
-        })
+            limits_of_cache,
+            orders: Arc::default(),
+            threads: Mutex::default(),
+        });
+        let threads = keeper::start(&lazy, layout)?;
+        lazy.threads.lock().extend(threads);
+        Ok(lazy)
     }
 
     /// Writes into `dir` what is needed to serve a layer that is to stand on the image `below`.
@@ -164,13 +180,27 @@ impl Lazy {
 
     /// Puts the cache on disk. From then on nothing is added to it.
     pub(crate) fn close(&self) {
+        self.orders.stop();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread that keeps the cache panicked: a bug");
+            }
+        }
         if let Err(error) = self.cache.close() {
             tracing::warn!(%error, "the cache was not closed: its files will be read again");
         }
     }
 
-    /// A snapshot is about to be deleted.
-    pub(crate) fn forget(&self, id: u64) {
+    /// A layer that was made is in the store, and may be fetched.
+    pub(crate) fn made(&self, id: u64) {
+        self.orders.made(id);
+    }
+
+    /// A snapshot was removed, and is about to be deleted.
+    pub(crate) fn removed(&self, layout: &Layout, id: u64) {
         self.opened.forget(id);
+        if layout.blob_record(id).exists() {
+            self.orders.removed(id);
+        }
     }
 }

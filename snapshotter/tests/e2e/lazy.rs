@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use lamina_snapshotter::upper_mode::UpperMode;
 
 use super::alone;
-use super::harness::{Fault, Host, Packing, Proxy, Registry, Snapshotter};
+use super::harness::{Fault, Host, Packing, Proxy, Registry, Snapshotter, wait_for};
 
 /// How long a container waits for bytes in these tests, in seconds.
 const PATIENCE: u64 = 2;
@@ -30,7 +30,8 @@ impl Scene {
         if Snapshotter::chosen()? != Snapshotter::Lamina {
             return Ok(None);
         }
-        let config = format!("[lazy]\npatience_secs = {PATIENCE}\n");
+        // Nothing is fetched but what somebody waits for.
+        let config = format!("[lazy]\npatience_secs = {PATIENCE}\nfill = false\n");
         let host = Host::start_configured(UpperMode::Union, &config)?;
         let dir = host.scratch();
         let registry = Registry::start(dir)?;
@@ -60,6 +61,24 @@ impl Scene {
             self.host.ctr.convert_to_estargz(&plain, &made)?;
         }
         Ok(format!("{}/{name}", self.proxy.address()))
+    }
+
+    /// The end of the daemon's log.
+    fn log(&self) -> String {
+        let log = fs::read_to_string(self.host.scratch().join("lamina.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(8).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Removing the last image takes its files along.
+    fn wait_until_cache_is_empty(&self) -> Result<()> {
+        let files = self.host.snapshotter_root().join("cache/files");
+        wait_for("the cache is empty", Duration::from_secs(10), || {
+            let dirs = fs::read_dir(&files).into_iter().flatten().flatten();
+            dirs.map(|dir| fs::read_dir(dir.path()).map_or(0, Iterator::count))
+                .sum::<usize>()
+                == 0
+        })
     }
 
     /// The snapshots whose layers lie unpacked.
@@ -189,43 +208,57 @@ fn every_fault_before_during_and_after_start_is_right_data_or_an_error() -> Resu
     let Some(scene) = Scene::start()? else {
         return Ok(());
     };
-    let ctr = &scene.host.ctr;
     for packing in Packing::ALL {
         let image = scene.push(packing)?;
         let wanted = expected(&scene.layers, packing.name())?;
         for fault in Fault::ALL {
-            let at = || format!("{packing:?}, {fault:?}");
-            // Before: what can be had by waiting is waited for; all else is unpacked, or the pull
-            // fails as any pull does.
-            scene.proxy.set_times(fault, 1);
-            if ctr.rpull(&image).is_err() {
-                scene.proxy.set(Fault::None);
-                ctr.rpull(&image).with_context(at)?;
-            }
-            scene.proxy.set(Fault::None);
-            ctr.start("box", &image, "").with_context(at)?;
-            // While it lasts.
-            scene.proxy.set(fault);
-            let since = Instant::now();
-            let text = ctr.exec("box", LOOK);
-            let limit = Duration::from_secs(4 * PATIENCE + 10);
-            ensure!(since.elapsed() < limit, "{}: {:?}", at(), since.elapsed());
-            if let Ok(text) = &text {
-                ensure!(*text == wanted, "{}: {text}", at());
-            }
-            // After it.
-            scene.proxy.set(Fault::None);
-            let text = ctr.exec("box", LOOK).with_context(at)?;
-            ensure!(text == wanted, "{}, after it: {text}", at());
-            // And once all is here, it is nobody's business.
-            scene.proxy.set(fault);
-            let text = ctr.exec("box", LOOK).with_context(at)?;
-            ensure!(text == wanted, "{}, when all was here: {text}", at());
-            scene.proxy.set(Fault::None);
-            ctr.stop_task("box")?;
-            ctr.delete("box")?;
-            ctr.remove_image(&image)?;
+            let suffered = suffer(&scene, &image, packing, fault, &wanted);
+            suffered.with_context(|| format!("{packing:?}, {fault:?}; {}", scene.log()))?;
         }
     }
     scene.host.stop()
+}
+
+/// What a container sees when something happens to answers about its layers.
+fn suffer(scene: &Scene, image: &str, packing: Packing, fault: Fault, wanted: &str) -> Result<()> {
+    let (ctr, proxy) = (&scene.host.ctr, &scene.proxy);
+    // Before: what can be had by waiting is waited for, and all else is unpacked.
+    proxy.set_times(fault, 1);
+    ctr.rpull(image)?;
+    proxy.set(Fault::None);
+    ctr.start("box", image, "")?;
+    // While it lasts.
+    proxy.set(fault);
+    let since = Instant::now();
+    let seen = ctr.exec("box", LOOK);
+    let limit = Duration::from_secs(4 * PATIENCE + 10);
+    ensure!(since.elapsed() < limit, "it took {:?}", since.elapsed());
+    match &seen {
+        Ok(seen) => ensure!(seen == wanted, "while it lasted: {seen}"),
+        Err(error) => {
+            let error = format!("{error:#}").to_lowercase();
+            ensure!(
+                error.contains("input/output error") || error.contains("i/o error"),
+                "{error}"
+            );
+        }
+    }
+    // What is fetched file by file can't be here.
+    let is_remote = matches!(packing, Packing::Estargz | Packing::ZstdChunked);
+    if is_remote && scene.unpacked()? == 0 {
+        ensure!(seen.is_err(), "nobody missed anything");
+    }
+    // After it.
+    proxy.set(Fault::None);
+    let seen = ctr.exec("box", LOOK).context("after it")?;
+    ensure!(seen == wanted, "after it: {seen}");
+    // And once all is here, it is nobody's business.
+    proxy.set(fault);
+    let seen = ctr.exec("box", LOOK).context("when all was here")?;
+    ensure!(seen == wanted, "when all was here: {seen}");
+    proxy.set(Fault::None);
+    ctr.stop_task("box")?;
+    ctr.delete("box")?;
+    ctr.remove_image(image)?;
+    scene.wait_until_cache_is_empty()
 }

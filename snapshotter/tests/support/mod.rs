@@ -21,6 +21,7 @@ use containerd_snapshots::tonic::transport::{Channel, Endpoint, Uri};
 use lamina_snapshotter::Error;
 use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::lazy::keeper;
 use lamina_snapshotter::serve::Mounter;
 use lamina_snapshotter::serve::testing::FakeMounter;
 use lamina_snapshotter::upper_mode::UpperMode;
@@ -48,6 +49,7 @@ pub fn options(dir: &Path) -> ServeOptions {
         metacopy: true,
         partial_copy_up: true,
         registry: None,
+        cache: keeper::Limits::default(),
     }
 }
 

@@ -200,7 +200,7 @@ fn many_who_want_a_file_wait_for_one() {
             let reads = layer.reads() - before;
             assert!((1..20).contains(&reads), "{reads}");
             assert!(is_dead || reads == 1, "{reads}");
-            assert!(layer.files.flights.0.lock().is_empty());
+            assert!(layer.files.flights.under_way.lock().is_empty());
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-/// What happens to an answer about a blob.
+/// What happens to an answer to Lamina about a blob.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fault {
     /// Nothing.
@@ -108,7 +108,8 @@ fn serve(
     // One request for each connection: "Connection: close" says so to both sides.
     let head = read_head(&mut client)?;
     let mut fault = Fault::None;
-    if head.contains("/blobs/sha256") {
+    // What containerd does about its own is its own business.
+    if head.contains("/blobs/sha256") && head.to_ascii_lowercase().contains("user-agent: lamina") {
         let mut state = state.lock().expect("lock");
         if state.times > 0 {
             state.times -= 1;

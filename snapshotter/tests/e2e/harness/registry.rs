@@ -164,7 +164,12 @@ fn write_layout(layout: &Path, layers: &[PathBuf], packing: Packing) -> Result<(
                 .arg("-C")
                 .arg(layer)
                 // Nothing behind the end: skopeo 1.9 fails on that at times ("short write").
-                .args(["--sort=name", "--numeric-owner", "--blocking-factor=1", "-cf"])
+                .args([
+                    "--sort=name",
+                    "--numeric-owner",
+                    "--blocking-factor=1",
+                    "-cf",
+                ])
                 .arg(&tar)
                 .arg("."),
         )?;

@@ -1,0 +1,267 @@
+//! What is done about lazy layers while nobody waits for it.
+//!
+//! Two threads, for as long as the root is open. The *filler* fetches layers that were just made: first
+//! what their makers want to be fetched first, then, if that is wished for, all of them. It stands back
+//! whenever somebody waits for a file. The *keeper* keeps the cache within its limits, and clears
+//! away what belonged to layers that were removed.
+
+use std::collections::{HashSet, VecDeque};
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use lamina_fusefs::blob::{Digest, Holds, digests_in};
+use parking_lot::{Condvar, Mutex};
+
+use super::Lazy;
+use crate::store::layout::{Entry, Layout};
+
+/// How often the keeper looks at the cache.
+const EVERY: Duration = Duration::from_secs(10);
+/// How long it waits after a layer was removed: others may follow.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How long the filler stands back before it looks again whether somebody waits.
+const STAND_BACK: Duration = Duration::from_millis(5);
+/// How long a layer is left alone that could not be filled.
+const RETRY: Duration = Duration::from_secs(60);
+/// How much of its limit the cache may take after it was made smaller, in percent: the low water mark.
+const LOW: u64 = 90;
+
+/// How large the cache may be, and what is fetched without being asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// The most bytes of the cache; 0: no limit.
+    pub cache_bytes: u64,
+    /// How much of the file system is left free, in percent.
+    pub free_percent: u64,
+    /// Whether layers are fetched as a whole.
+    pub fill: bool,
+    /// The most bytes a second that this may take; 0: no limit.
+    pub fill_rate: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            cache_bytes: 0,
+            free_percent: 10,
+            fill: true,
+            fill_rate: 0,
+        }
+    }
+}
+
+/// What both threads are told.
+#[derive(Default)]
+pub(super) struct Orders {
+    state: Mutex<State>,
+    changed: Condvar,
+    stopping: AtomicBool,
+    /// The cache is at its limit: filling it further would only take away what is in it.
+    is_full: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    /// Layers to be filled, and not before when.
+    to_fill: VecDeque<(u64, Instant)>,
+    /// Whether a layer was removed.
+    to_sweep: bool,
+}
+
+impl Orders {
+    /// A layer was made.
+    pub(super) fn made(&self, id: u64) {
+        self.state.lock().to_fill.push_back((id, Instant::now()));
+        self.changed.notify_all();
+    }
+
+    /// A layer was removed.
+    pub(super) fn removed(&self, id: u64) {
+        let mut state = self.state.lock();
+        state.to_fill.retain(|(other, _)| *other != id);
+        state.to_sweep = true;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        // Whoever is about to wait has the lock.
+        drop(self.state.lock());
+        self.changed.notify_all();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+/// Starts both. They end when they are told to, or when nobody has the root any more.
+pub(super) fn start(lazy: &Arc<Lazy>, layout: &Layout) -> std::io::Result<[JoinHandle<()>; 2]> {
+    let orders = &lazy.orders;
+    for id in layers(layout) {
+        orders.made(id);
+    }
+    let spawn = |name: &str, run: fn(&Weak<Lazy>, &Orders, &Layout)| {
+        let (lazy, orders, layout) = (Arc::downgrade(lazy), Arc::clone(orders), layout.clone());
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || run(&lazy, &orders, &layout))
+    };
+    Ok([spawn("lamina-filler", fill)?, spawn("lamina-keeper", keep)?])
+}
+
+/// The layers of a root that were not unpacked.
+pub(super) fn layers(layout: &Layout) -> Vec<u64> {
+    let entries = fs::read_dir(layout.snapshots()).into_iter().flatten();
+    let ids = entries
+        .flatten()
+        .filter_map(|entry| match Layout::classify(&entry.file_name()) {
+            Entry::Snapshot(id) if layout.blob_record(id).exists() => Some(id),
+            _ => None,
+        });
+    let mut ids: Vec<u64> = ids.collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn fill(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
+    while !orders.is_stopping() {
+        let next = {
+            let mut state = orders.state.lock();
+            let now = Instant::now();
+            let due = state.to_fill.iter().position(|(_, when)| *when <= now);
+            match due.and_then(|at| state.to_fill.remove(at)) {
+                Some((id, _)) => id,
+                None => {
+                    let first = state.to_fill.iter().map(|(_, when)| *when).min();
+                    match first {
+                        Some(first) => drop(orders.changed.wait_until(&mut state, first)),
+                        None => orders.changed.wait(&mut state),
+                    }
+                    continue;
+                }
+            }
+        };
+        let Some(lazy) = lazy.upgrade() else { return };
+        if let Err(error) = fill_one(&lazy, orders, layout, next) {
+            if !layout.blob_record(next).exists() {
+                continue;
+            }
+            tracing::info!(id = next, %error, "a layer could not be fetched whole; later again");
+            let mut state = orders.state.lock();
+            state.to_fill.push_back((next, Instant::now() + RETRY));
+        }
+    }
+}
+
+fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+    let files = Arc::clone(&lazy.layer(layout, id)?.files);
+    files.prefetch()?;
+    if !lazy.limits_of_cache.fill {
+        return Ok(());
+    }
+    let rate = lazy.limits_of_cache.fill_rate;
+    files.fill(&mut |bytes| {
+        while lazy.flights.is_awaited() && !orders.is_stopping() {
+            thread::sleep(STAND_BACK);
+        }
+        if rate > 0 {
+            thread::sleep(Duration::from_nanos(
+                bytes.saturating_mul(1_000_000_000) / rate,
+            ));
+        }
+        !orders.is_stopping()
+            && !orders.is_full.load(Ordering::SeqCst)
+            && layout.blob_record(id).exists()
+    })
+}
+
+fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
+    let mut looked_at = None;
+    loop {
+        let sweeps = {
+            let mut state = orders.state.lock();
+            if !state.to_sweep && !orders.is_stopping() {
+                let _ = orders.changed.wait_for(&mut state, EVERY);
+            }
+            state.to_sweep
+        };
+        if sweeps && !orders.is_stopping() {
+            thread::sleep(SETTLE);
+            orders.state.lock().to_sweep = false;
+        }
+        let Some(lazy) = lazy.upgrade().filter(|_| !orders.is_stopping()) else {
+            return;
+        };
+        // A walk over the cache costs something, so only if there is more than before.
+        let added = lazy.cache.added();
+        let kept = if sweeps {
+            sweep(&lazy, layout)
+        } else if looked_at == Some(added) {
+            Ok(())
+        } else {
+            limit(&lazy, orders)
+        };
+        match kept {
+            Ok(()) => looked_at = Some(added),
+            Err(error) => tracing::warn!(%error, "the cache cannot be kept in order"),
+        }
+    }
+}
+
+/// Removes files of which no layer is left.
+fn sweep(lazy: &Lazy, layout: &Layout) -> lamina_fusefs::Result<()> {
+    let mut kept: HashSet<Digest> = HashSet::new();
+    for id in layers(layout) {
+        let table = layout.blob_table(id);
+        match digests_in(&table, &lazy.limits) {
+            Ok(digests) => kept.extend(digests),
+            // It was removed meanwhile. Of any other it is not known what it needs.
+            Err(_) if !table.exists() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let removed = lazy.cache.sweep(|digest| kept.contains(&digest))?;
+    if removed.files > 0 {
+        tracing::info!(
+            files = removed.files,
+            bytes = removed.bytes,
+            "removed files of layers that are gone from the cache"
+        );
+    }
+    Ok(())
+}
+
+/// Makes the cache smaller, if it is too large or the disk too full.
+fn limit(lazy: &Lazy, orders: &Orders) -> lamina_fusefs::Result<()> {
+    let limits = &lazy.limits_of_cache;
+    let space = lazy.cache.space()?;
+    let wanted_free = space.total / 100 * limits.free_percent;
+    let lacking = wanted_free.saturating_sub(space.free);
+    let mut holds = lazy.cache.holds()?;
+    let mut most = holds.bytes.saturating_sub(lacking);
+    if limits.cache_bytes > 0 && holds.bytes > limits.cache_bytes {
+        most = most.min(limits.cache_bytes / 100 * LOW);
+    }
+    if most < holds.bytes {
+        let before: Holds = holds;
+        holds = lazy.cache.shrink(most)?;
+        tracing::info!(
+            files = before.files - holds.files,
+            bytes = before.bytes - holds.bytes,
+            "removed the files from the cache that were not used for longest"
+        );
+    }
+    let is_large = limits.cache_bytes > 0 && holds.bytes > limits.cache_bytes / 100 * LOW;
+    orders
+        .is_full
+        .store(is_large || lacking > 0, Ordering::SeqCst);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,62 @@
+//! What stays in a cache, and what goes.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::*;
+use crate::registry;
+
+fn open(root: &Path, limits: Limits) -> (Arc<Lazy>, Layout) {
+    let layout = Layout::create(root).expect("layout");
+    let lazy = Lazy::open(&layout, &registry::Options::default(), limits).expect("open");
+    (lazy, layout)
+}
+
+/// Adds a file of a MiB.
+fn add(lazy: &Lazy, byte: u8) -> File {
+    let bytes = vec![byte; 1 << 20];
+    let digest = Digest::of(&bytes);
+    let added = lazy.cache.add(digest, [Ok(bytes)]).expect("add");
+    added.expect("the right one")
+}
+
+fn limits(cache_mib: u64) -> Limits {
+    Limits {
+        cache_bytes: cache_mib << 20,
+        free_percent: 0,
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn beyond_its_limit_a_cache_shrinks_below_it_and_keeps_what_is_open() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (lazy, _) = open(dir.path(), limits(10));
+    let first = add(&lazy, 0);
+    for byte in 1..10 {
+        drop(add(&lazy, byte));
+    }
+    limit(&lazy, &lazy.orders).expect("limit");
+    assert_eq!(lazy.cache.holds().expect("holds").files, 10);
+    drop(add(&lazy, 10));
+    limit(&lazy, &lazy.orders).expect("limit");
+    let holds = lazy.cache.holds().expect("holds");
+    assert!((8..=9).contains(&holds.files), "{holds:?}");
+    let oldest = Digest::of(&[0; 1 << 20]);
+    assert!(lazy.cache.find(oldest, 1 << 20).expect("find").is_some());
+    drop(first);
+    lazy.close();
+}
+
+#[test]
+fn what_no_layer_has_goes() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (lazy, layout) = open(dir.path(), limits(0));
+    drop(add(&lazy, 0));
+    sweep(&lazy, &layout).expect("sweep");
+    assert_eq!(lazy.cache.holds().expect("holds"), Holds::default());
+    lazy.close();
+    // Closed, it hands out what it is given, and keeps nothing.
+    drop(add(&lazy, 1));
+    assert_eq!(lazy.cache.holds().expect("holds"), Holds::default());
+}
