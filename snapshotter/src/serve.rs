@@ -22,6 +22,7 @@ use lamina_fusefs::upper::Upper;
 use crate::chains::Chains;
 use crate::error::{Error, Result};
 use crate::indexes;
+use crate::lazy::status::{CacheAction, CacheStatus, LayerStatus};
 use crate::lazy::{Lazy, LazyError, Wanted, keeper};
 use crate::registry;
 use crate::store::layout::Layout;
@@ -66,6 +67,16 @@ pub trait Mounter: Send + Sync {
 
     /// Notes that what [`Self::make_lazy`] wrote is in its place, and in the store.
     fn made_lazy(&self, _id: u64) {}
+
+    /// The layers that are not unpacked.
+    fn lazy_layers(&self, _layout: &Layout) -> Vec<LayerStatus> {
+        Vec::new()
+    }
+
+    /// Does something about the cache of their files.
+    fn keep_cache(&self, _action: CacheAction) -> lamina_fusefs::Result<CacheStatus> {
+        Ok(CacheStatus::default())
+    }
 
     /// Mounts one; when this returns it answers.
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>>;
@@ -216,6 +227,19 @@ impl Mounter for FuseMounter {
         if self.index {
             indexes::make(layout, id);
         }
+    }
+
+    fn lazy_layers(&self, layout: &Layout) -> Vec<LayerStatus> {
+        let lazy = self.lazy.get();
+        lazy.map_or_else(Vec::new, |lazy| lazy.status(layout))
+    }
+
+    fn keep_cache(&self, action: CacheAction) -> lamina_fusefs::Result<CacheStatus> {
+        let lazy = self.lazy.get();
+        lazy.map_or_else(
+            || Ok(CacheStatus::default()),
+            |lazy| lazy.keep_cache(action),
+        )
     }
 
     fn made_lazy(&self, id: u64) {
@@ -397,6 +421,20 @@ impl Sessions {
     /// Notes that a snapshot is gone from the store, so that nothing keeps its files on the disk.
     pub fn removed(&self, id: u64) {
         self.mounter.removed(&self.layout, id);
+    }
+
+    /// As [`Mounter::lazy_layers`].
+    pub(crate) fn lazy_layers(&self) -> Vec<LayerStatus> {
+        self.mounter.lazy_layers(&self.layout)
+    }
+
+    /// As [`Mounter::keep_cache`].
+    pub(crate) fn keep_cache(&self, action: CacheAction) -> Result<CacheStatus> {
+        let kept = self.mounter.keep_cache(action);
+        kept.map_err(|source| Error::Cache {
+            path: self.layout.cache(),
+            source,
+        })
     }
 
     /// As [`Mounter::made_lazy`].

@@ -13,10 +13,11 @@ use lamina_proto::lamina::v1::status_client::StatusClient;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
 use crate::error::{Error, Result};
+use crate::lazy::status::{CacheAction, CacheStatus, LayerStatus};
 use crate::mounts::Mount;
 use crate::snapshots::Snapshots;
 use crate::status::SnapshotStatus;
@@ -58,19 +59,63 @@ pub(crate) async fn serve(
         })
 }
 
-/// Asks the daemon on a socket for its status.
-pub(crate) async fn fetch_status(address: &Path) -> Result<Vec<SnapshotStatus>> {
-    let failed = |reason: String| Error::Grpc {
-        path: address.to_owned(),
-        reason,
-    };
+/// Connects to the daemon on a socket.
+async fn connect(address: &Path) -> Result<StatusClient<Channel>> {
+    let failed = failed_on(address);
     let endpoint = Endpoint::try_from(format!("unix://{}", address.display()))
         .map_err(|error| failed(error.to_string()))?;
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| failed(error.to_string()))?;
-    let mut client = StatusClient::new(channel);
+    let channel = endpoint.connect().await;
+    Ok(StatusClient::new(
+        channel.map_err(|error| failed(error.to_string()))?,
+    ))
+}
+
+fn failed_on(address: &Path) -> impl Fn(String) -> Error {
+    |reason| Error::Grpc {
+        path: address.to_owned(),
+        reason,
+    }
+}
+
+/// Asks the daemon on a socket for the layers that were not unpacked.
+pub(crate) async fn fetch_layers(address: &Path) -> Result<Vec<LayerStatus>> {
+    let failed = |status: Status| failed_on(address)(status.to_string());
+    let mut client = connect(address).await?;
+    let stream = client.layers(status_api::LayersRequest {}).await;
+    let mut stream = stream.map_err(failed)?.into_inner();
+    let mut all = Vec::new();
+    while let Some(page) = stream.message().await.map_err(failed)? {
+        all.extend(page.layers.into_iter().map(layer_in));
+    }
+    Ok(all)
+}
+
+/// Has the daemon on a socket do something about its cache.
+pub(crate) async fn keep_cache(address: &Path, action: CacheAction) -> Result<CacheStatus> {
+    let mut client = connect(address).await?;
+    let request = status_api::KeepCacheRequest {
+        prune_to_bytes: match action {
+            CacheAction::Prune(bytes) => Some(bytes),
+            CacheAction::Look | CacheAction::Verify => None,
+        },
+        verify: action == CacheAction::Verify,
+    };
+    let kept = client.keep_cache(request).await;
+    let kept = kept
+        .map_err(|status| failed_on(address)(status.to_string()))?
+        .into_inner();
+    Ok(CacheStatus {
+        files: kept.files,
+        bytes: kept.bytes,
+        removed_files: kept.removed_files,
+        removed_bytes: kept.removed_bytes,
+    })
+}
+
+/// Asks the daemon on a socket for its status.
+pub(crate) async fn fetch_status(address: &Path) -> Result<Vec<SnapshotStatus>> {
+    let failed = failed_on(address);
+    let mut client = connect(address).await?;
     let stream = client.snapshots(status_api::SnapshotsRequest {}).await;
     let mut stream = stream
         .map_err(|status| failed(status.to_string()))?
@@ -244,6 +289,74 @@ impl status_api::status_server::Status for Service {
             }
             Ok(())
         })))
+    }
+
+    type LayersStream = Pages<status_api::LayersResponse>;
+
+    async fn layers(
+        &self,
+        _request: Request<status_api::LayersRequest>,
+    ) -> Answer<Self::LayersStream> {
+        Ok(Response::new(self.stream("layers", |all, page| {
+            for part in all.lazy_layers().chunks(STATUS_PAGE) {
+                let layers = part.iter().map(layer_out).collect();
+                page(status_api::LayersResponse { layers })?;
+            }
+            Ok(())
+        })))
+    }
+
+    async fn keep_cache(
+        &self,
+        request: Request<status_api::KeepCacheRequest>,
+    ) -> Answer<status_api::KeepCacheResponse> {
+        let request = request.into_inner();
+        let action = match request.prune_to_bytes {
+            Some(bytes) => CacheAction::Prune(bytes),
+            None if request.verify => CacheAction::Verify,
+            None => CacheAction::Look,
+        };
+        let kept = self
+            .run("keep-cache", move |all| all.keep_cache(action))
+            .await?;
+        Ok(Response::new(status_api::KeepCacheResponse {
+            files: kept.files,
+            bytes: kept.bytes,
+            removed_files: kept.removed_files,
+            removed_bytes: kept.removed_bytes,
+        }))
+    }
+}
+
+fn layer_out(layer: &LayerStatus) -> status_api::Layer {
+    status_api::Layer {
+        id: layer.id,
+        reference: layer.reference.clone(),
+        digest: layer.digest.clone(),
+        format: layer.format.clone(),
+        blob_bytes: layer.blob_bytes,
+        file_bytes: layer.file_bytes,
+        cached_bytes: layer.cached_bytes,
+        fetched_bytes: layer.fetched_bytes,
+        opened: layer.opened,
+        waited: layer.waited,
+        slowest_us: layer.slowest_us,
+    }
+}
+
+fn layer_in(layer: status_api::Layer) -> LayerStatus {
+    LayerStatus {
+        id: layer.id,
+        reference: layer.reference,
+        digest: layer.digest,
+        format: layer.format,
+        blob_bytes: layer.blob_bytes,
+        file_bytes: layer.file_bytes,
+        cached_bytes: layer.cached_bytes,
+        fetched_bytes: layer.fetched_bytes,
+        opened: layer.opened,
+        waited: layer.waited,
+        slowest_us: layer.slowest_us,
     }
 }
 

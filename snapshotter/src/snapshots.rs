@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::id_map::IdMap;
 use crate::lazy::SNAPSHOT_REF;
+use crate::lazy::status::{CacheAction, CacheStatus, LayerStatus};
 use crate::mounts::{self, Access, Mount};
 use crate::recover::{self, Report};
 use crate::root::{self, RootLock};
@@ -250,6 +251,16 @@ impl Snapshots {
             Ok(())
         })?;
         Ok(all.iter().map(|info| self.status_of(info)).collect())
+    }
+
+    /// The layers that were not unpacked.
+    pub fn lazy_layers(&self) -> Vec<LayerStatus> {
+        self.sessions.lazy_layers()
+    }
+
+    /// Does something about the cache of their files.
+    pub fn keep_cache(&self, action: CacheAction) -> Result<CacheStatus> {
+        self.sessions.keep_cache(action)
     }
 
     /// Detaches all mounts. The snapshots stay as they are, for the next start.

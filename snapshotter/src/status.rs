@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::lazy::status::{CacheAction, CacheStatus, LayerStatus, keep_cache_in};
 use crate::root::RootLock;
 use crate::store::Store;
 use crate::store::layout::Layout;
@@ -77,6 +78,30 @@ pub async fn collect(root: &Path, address: &Path) -> Result<Status> {
     let root = root.to_owned();
     let read = tokio::task::spawn_blocking(move || from_disk(&root));
     read.await
+        .map_err(|error| Error::Broken(error.to_string()))?
+}
+
+/// The layers that were not unpacked, by the daemon that answers on `address`.
+pub async fn layers(address: &Path) -> Result<Vec<LayerStatus>> {
+    service::fetch_layers(address).await
+}
+
+/// Does something about the cache of a root directory: by the daemon if one answers on `address`, else
+/// here.
+pub async fn keep_cache(root: &Path, address: &Path, action: CacheAction) -> Result<CacheStatus> {
+    if UnixStream::connect(address).is_ok() {
+        return service::keep_cache(address, action).await;
+    }
+    let root = root.to_owned();
+    let kept = tokio::task::spawn_blocking(move || {
+        let layout = Layout::of(&root)?;
+        let _lock = RootLock::acquire(&layout)?;
+        keep_cache_in(&layout.cache(), action).map_err(|source| Error::Cache {
+            path: layout.cache(),
+            source,
+        })
+    });
+    kept.await
         .map_err(|error| Error::Broken(error.to_string()))?
 }
 

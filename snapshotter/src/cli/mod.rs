@@ -3,12 +3,14 @@
 //! - `serve` is the daemon that containerd talks to.
 //! - `mount` is a union without containerd (`mount_options` reads its `-o`).
 //! - `status` and `check` look at a root, for people and for programs.
+//! - `cache` is for the files of lazy layers.
 //! - `bench` races against overlayfs on this host.
 //! - `config` prints files to begin with: ours, containerd's, systemd's.
 //!
 //! Only this part of the program talks to the user; the library returns values and errors.
 
 mod bench;
+mod cache;
 mod check;
 mod config;
 mod logging;
@@ -55,6 +57,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Compare the metadata of a root with what lies on disk
     Check(check::CheckArgs),
+    /// Look at the cache of lazy layers, make it smaller, or verify it
+    Cache(cache::CacheArgs),
     /// Race against overlayfs on this host: a table in about five minutes
     Bench(bench::BenchArgs),
     /// Print configuration files to begin with
@@ -112,6 +116,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode> {
         Command::Mount(args) => mount::run(args),
         Command::Status(args) => status::run(args),
         Command::Check(args) => check::run(args),
+        Command::Cache(args) => cache::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => Ok(version()),

@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
+use lamina_snapshotter::lazy::status::LayerStatus;
 use lamina_snapshotter::status::{self, SnapshotStatus};
 
 use super::PlaceArgs;
 
 const EXAMPLES: &str = "Examples:
   lamina status
+  lamina status --image 127.0.0.1:5000/app:1
   lamina status --json | jq -r '.snapshots[] | select(.kind == \"active\") | .key'";
 
 /// Arguments of `lamina status`.
@@ -19,6 +21,9 @@ const EXAMPLES: &str = "Examples:
 pub(super) struct StatusArgs {
     #[command(flatten)]
     place: PlaceArgs,
+    /// Show the layers that were not unpacked instead: those of one image, or all
+    #[arg(long, value_name = "IMAGE", num_args = 0..=1)]
+    image: Option<Option<String>>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -31,6 +36,18 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    if let Some(image) = &args.image {
+        let mut layers = runtime.block_on(status::layers(&config.address))?;
+        layers.retain(|layer| image.as_ref().is_none_or(|image| layer.reference == *image));
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&layers)?);
+        } else if layers.is_empty() {
+            println!("no layers that were not unpacked");
+        } else {
+            println!("{}", layer_table(&layers));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let status = runtime.block_on(status::collect(&config.root, &config.address))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
@@ -74,6 +91,38 @@ fn table(snapshots: &[SnapshotStatus]) -> Table {
     table
 }
 
+fn layer_table(layers: &[LayerStatus]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "ID", "IMAGE", "LAYER", "FORMAT", "BLOB", "FILES", "CACHED", "FETCHED", "OPENED", "HIT",
+        "SLOWEST",
+    ]);
+    for layer in layers {
+        let hits = layer.opened.saturating_sub(layer.waited);
+        table.add_row([
+            layer.id.to_string(),
+            printable(&layer.reference),
+            printable(layer.digest.get(..19).unwrap_or(&layer.digest)),
+            layer.format.clone(),
+            size(layer.blob_bytes),
+            size(layer.file_bytes),
+            percent(layer.cached_bytes, layer.file_bytes),
+            size(layer.fetched_bytes),
+            layer.opened.to_string(),
+            percent(hits, layer.opened),
+            format!("{} ms", layer.slowest_us.div_ceil(1000)),
+        ]);
+    }
+    table
+}
+
+/// A part of a whole; all of nothing.
+fn percent(part: u64, whole: u64) -> String {
+    let percent = (u128::from(part) * 100).checked_div(u128::from(whole));
+    format!("{} %", percent.unwrap_or(100))
+}
+
 /// Whether the union's image is known from an index.
 fn indexed(snapshot: &SnapshotStatus) -> &'static str {
     match snapshot.indexed {
@@ -97,7 +146,7 @@ fn printable(text: &str) -> String {
 }
 
 /// A size for people, in binary units with three significant digits at most.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut unit = 0;
     // In tenths, so that no floating point is needed.

@@ -22,6 +22,7 @@ mod make;
 mod pieces;
 mod record;
 mod source;
+pub mod status;
 
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -38,6 +38,18 @@ pub(crate) enum Format {
     Repacked,
 }
 
+impl Format {
+    /// Its name, as in the file.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Format::Estargz => "estargz",
+            Format::ZstdChunked => "zstd-chunked",
+            Format::Gzip => "gzip",
+            Format::Repacked => "repacked",
+        }
+    }
+}
+
 impl Record {
     pub(crate) fn new(reference: String, digest: String, size: u64, format: Format) -> Record {
         Record {

@@ -1,8 +1,10 @@
 //! `ctr`, containerd's own command, with our socket, namespace and snapshotter filled in.
 
 use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -51,6 +53,43 @@ impl Ctr {
             .args(["--snapshotter", self.snapshotter])
             .arg(archive);
         output(&mut command).map(drop)
+    }
+
+    /// The same containerd with another snapshotter.
+    pub fn with_snapshotter(&self, snapshotter: &'static str) -> Ctr {
+        Ctr {
+            socket: self.socket.clone(),
+            namespace: self.namespace.clone(),
+            snapshotter,
+            fifos: self.fifos.clone(),
+        }
+    }
+
+    /// Pulls an image as any other, and unpacks it.
+    pub fn pull(&self, image: &str) -> Result<()> {
+        let mut command = self.command(&["images", "pull", "--plain-http"]);
+        command.args(["--snapshotter", self.snapshotter, image]);
+        output(&mut command).map(drop)
+    }
+
+    /// Runs a command in a new container, and answers its first line and when that came.
+    pub fn first_line(&self, id: &str, image: &str, script: &str) -> Result<(String, Instant)> {
+        let mut command = self.command(&["run", "--rm", "--snapshotter", self.snapshotter]);
+        command.args([image, id, "/bin/sh", "-ec", script]);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let came = Instant::now();
+        let status = child.wait()?;
+        if !status.success() {
+            bail!("{script}: {status}");
+        }
+        Ok((line.trim().to_owned(), came))
     }
 
     /// Pulls an image with the labels that lazy layers need.

@@ -32,6 +32,6 @@ pub use host::{Host, Snapshotter};
 pub use image::IMAGE;
 pub use lamina::Daemon;
 pub use process::{Usage, mounts_below, slab_kib, wait_for};
-pub use proxy::{Fault, Proxy};
+pub use proxy::{Fault, Link, Proxy};
 pub use registry::{Packing, Registry};
 pub use scratch::Scratch;

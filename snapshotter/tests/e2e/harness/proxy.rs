@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -51,6 +51,31 @@ struct State {
     times: usize,
 }
 
+/// A network link, as all clients of the proxy share it.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// From a request to the first byte of its answer.
+    pub round_trip: Duration,
+    /// Bytes a second, of all answers together.
+    pub rate: u64,
+}
+
+/// When the link is free again.
+struct Busy(Link, Mutex<Instant>);
+
+impl Busy {
+    /// Waits until so many bytes have passed.
+    fn pass(&self, bytes: usize) {
+        let takes = Duration::from_nanos(bytes as u64 * 1_000_000_000 / self.0.rate);
+        let until = {
+            let mut free = self.1.lock().expect("lock");
+            *free = (*free).max(Instant::now()) + takes;
+            *free
+        };
+        thread::sleep(until.saturating_duration_since(Instant::now()));
+    }
+}
+
 /// The proxy. It serves until the process ends.
 pub struct Proxy {
     state: Arc<Mutex<State>>,
@@ -61,6 +86,12 @@ pub struct Proxy {
 impl Proxy {
     /// Listens, and passes on to a registry on this host.
     pub fn start(registry: u16) -> Result<Proxy> {
+        Self::start_behind(registry, None)
+    }
+
+    /// The same, behind a slow link.
+    pub fn start_behind(registry: u16, link: Option<Link>) -> Result<Proxy> {
+        let link = link.map(|link| Arc::new(Busy(link, Mutex::new(Instant::now()))));
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
         let state = Arc::new(Mutex::new(State {
@@ -72,8 +103,11 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let (state, bytes) = (Arc::clone(&shared), Arc::clone(&counter));
+                let link = link.clone();
                 // A client that goes away is no failure of the proxy's.
-                thread::spawn(move || drop(serve(client, registry, &state, &bytes)));
+                thread::spawn(move || {
+                    drop(serve(client, registry, &state, &bytes, link.as_deref()));
+                });
             }
         });
         Ok(Proxy { state, bytes, port })
@@ -104,6 +138,7 @@ fn serve(
     registry: u16,
     state: &Mutex<State>,
     bytes: &AtomicU64,
+    link: Option<&Busy>,
 ) -> io::Result<()> {
     // One request for each connection: "Connection: close" says so to both sides.
     let head = read_head(&mut client)?;
@@ -139,6 +174,19 @@ fn serve(
     let mut upstream = TcpStream::connect(("127.0.0.1", registry))?;
     upstream.write_all(kept.join("\r\n").as_bytes())?;
     upstream.write_all(b"\r\nConnection: close\r\n\r\n")?;
+    if let Some(link) = link {
+        thread::sleep(link.0.round_trip);
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            let count = upstream.read(&mut piece)?;
+            if count == 0 {
+                return Ok(());
+            }
+            link.pass(count);
+            bytes.fetch_add(count as u64, Ordering::SeqCst);
+            client.write_all(&piece[..count])?;
+        }
+    }
     let mut answer = Vec::new();
     upstream.read_to_end(&mut answer)?;
     let body = answer.windows(4).position(|four| four == b"\r\n\r\n");

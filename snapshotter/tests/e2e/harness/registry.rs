@@ -99,8 +99,8 @@ impl Registry {
         self.port
     }
 
-    /// Pushes an image of these layers, each a directory (with whiteouts as OCI has them), and
-    /// answers its name without the registry.
+    /// Pushes an image of these layers, each a directory (with whiteouts as OCI has them) or an
+    /// archive, and answers its name without the registry.
     pub fn push(&self, layers: &[PathBuf], packing: Packing) -> Result<String> {
         let name = format!("{}:t", packing.name());
         let layout = self.dir.join(format!("layout-{}", packing.name()));
@@ -158,21 +158,20 @@ fn write_layout(layout: &Path, layers: &[PathBuf], packing: Packing) -> Result<(
     };
     let (mut parts, mut diff_ids) = (Vec::new(), Vec::new());
     for layer in layers {
-        let tar = layout.join("layer.tar");
-        output(
-            Command::new("tar")
-                .arg("-C")
-                .arg(layer)
-                // Nothing behind the end: skopeo 1.9 fails on that at times ("short write").
-                .args([
-                    "--sort=name",
-                    "--numeric-owner",
-                    "--blocking-factor=1",
-                    "-cf",
-                ])
-                .arg(&tar)
-                .arg("."),
-        )?;
+        let mut tar = layer.clone();
+        if layer.is_dir() {
+            tar = layout.join("layer.tar");
+            // Nothing behind the end: skopeo 1.9 fails on that at times ("short write").
+            let options = [
+                "--sort=name",
+                "--numeric-owner",
+                "--blocking-factor=1",
+                "-cf",
+            ];
+            let mut command = Command::new("tar");
+            command.arg("-C").arg(layer).args(options);
+            output(command.arg(&tar).arg("."))?;
+        }
         let tar = fs::read(&tar)?;
         diff_ids.push(Digest::of(&tar).to_string());
         let (packed, suffix) = match packing {

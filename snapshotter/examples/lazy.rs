@@ -1,0 +1,161 @@
+//! A container that starts before its image is here: the same image, pulled as ever and lazily, over
+//! the same slow link. `scripts/demo --lazy` and `scripts/bench lazy` run this.
+//!
+//! `lazy [--rounds N] ARCHIVE`: ARCHIVE is an uncompressed archive of a root with python3 and numpy.
+
+#![allow(clippy::cast_precision_loss, reason = "figures for people")]
+
+#[path = "../tests/e2e/harness/mod.rs"]
+mod harness;
+
+use std::env;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use harness::{Fault, Host, Link, Packing, Proxy, Registry};
+use lamina_snapshotter::upper_mode::UpperMode;
+
+/// The link: 50 MB/s, 20 ms.
+const LINK: Link = Link {
+    round_trip: Duration::from_millis(20),
+    rate: 50_000_000,
+};
+const SCRIPT: &str = "exec python3 -c 'import numpy; print(int(numpy.arange(5).sum()))'";
+const EXPECTED: &str = "10";
+
+/// Who is timed.
+#[derive(Clone, Copy)]
+struct Contender {
+    name: &'static str,
+    packing: Packing,
+    is_lazy: bool,
+}
+
+const CONTENDERS: [Contender; 6] = [
+    contender("overlayfs, gzip: pulled and unpacked", Packing::Gzip, false),
+    contender("Lamina, eStargz", Packing::Estargz, true),
+    contender("Lamina, zstd:chunked", Packing::ZstdChunked, true),
+    contender("Lamina, gzip: first pull ever", Packing::Gzip, true),
+    contender("Lamina, zstd: first pull ever", Packing::Zstd, true),
+    contender("Lamina, plain tar: first pull ever", Packing::Tar, true),
+];
+
+const fn contender(name: &'static str, packing: Packing, is_lazy: bool) -> Contender {
+    Contender {
+        name,
+        packing,
+        is_lazy,
+    }
+}
+
+/// What one start took.
+struct Taken {
+    pull: Duration,
+    first_line: Duration,
+    bytes: u64,
+}
+
+fn main() -> Result<()> {
+    let mut args = env::args().skip(1);
+    let mut rounds = 1;
+    let mut archive = None;
+    while let Some(arg) = args.next() {
+        if arg == "--rounds" {
+            rounds = args.next().context("--rounds N")?.parse()?;
+        } else {
+            archive = Some(PathBuf::from(arg));
+        }
+    }
+    let archive = archive.context("usage: lazy [--rounds N] ARCHIVE")?;
+    say("Packing the image in each format, into a registry of its own");
+    let stage = Host::start_configured(UpperMode::Union, "")?;
+    let registry = Registry::start(stage.scratch())?;
+    for packing in Packing::ALL {
+        registry.push(std::slice::from_ref(&archive), packing)?;
+    }
+    let address = registry.address();
+    let plain = format!("{address}/plain:t");
+    stage
+        .ctr
+        .convert_to_estargz(&plain, &format!("{address}/estargz:t"))?;
+
+    say(&format!(
+        "Each starts on a host that has nothing, over a link of {} MB/s and {} ms, {rounds} times:",
+        LINK.rate / 1_000_000,
+        LINK.round_trip.as_millis()
+    ));
+    say("  until python3 has imported numpy and printed a line (medians)");
+    say("");
+    say("| who | pull | first output | of overlayfs | bytes until then |");
+    say("| --- | ---: | ---: | ---: | ---: |");
+    let mut taken: Vec<Vec<Taken>> = CONTENDERS.iter().map(|_| Vec::new()).collect();
+    for _ in 0..rounds {
+        for (contender, taken) in CONTENDERS.iter().zip(&mut taken) {
+            taken.push(start(*contender, &registry)?);
+        }
+    }
+    let mut yardstick = None;
+    for (contender, taken) in CONTENDERS.iter().zip(&taken) {
+        let pull = median(taken.iter().map(|one| one.pull));
+        let first = median(taken.iter().map(|one| one.first_line));
+        let bytes = taken.iter().map(|one| one.bytes).max().unwrap_or(0);
+        let yardstick = *yardstick.get_or_insert(first);
+        say(&format!(
+            "| {} | {:.2} s | {:.2} s | {:.0} % | {:.1} MB |",
+            contender.name,
+            pull.as_secs_f64(),
+            first.as_secs_f64(),
+            100.0 * first.as_secs_f64() / yardstick.as_secs_f64(),
+            bytes as f64 / 1e6
+        ));
+    }
+    Ok(())
+}
+
+/// One start on a host that has nothing; a lazy image is then started once more without a network.
+fn start(contender: Contender, registry: &Registry) -> Result<Taken> {
+    // Nothing but what is needed, so that the bytes are those that somebody waited for.
+    let mut host = Host::start_configured(UpperMode::Union, "[lazy]\nfill = false\n")?;
+    let proxy = Proxy::start_behind(registry.port(), Some(LINK))?;
+    let image = format!("{}/{}:t", proxy.address(), contender.packing.name());
+    let begin = Instant::now();
+    let (pull, line, came);
+    if contender.is_lazy {
+        host.ctr.rpull(&image)?;
+        pull = begin.elapsed();
+        (line, came) = host.ctr.first_line("first", &image, SCRIPT)?;
+    } else {
+        let ctr = host.ctr.with_snapshotter("overlayfs");
+        ctr.pull(&image)?;
+        pull = begin.elapsed();
+        (line, came) = ctr.first_line("first", &image, SCRIPT)?;
+    }
+    ensure!(line == EXPECTED, "{}: it printed {line:?}", contender.name);
+    let taken = Taken {
+        pull,
+        first_line: came - begin,
+        bytes: proxy.bytes(),
+    };
+    if contender.is_lazy {
+        proxy.set(Fault::Refuse);
+        host.restart_snapshotter()?;
+        let (line, _) = host.ctr.first_line("again", &image, SCRIPT)?;
+        ensure!(
+            line == EXPECTED,
+            "{}, without a network: {line:?}",
+            contender.name
+        );
+    }
+    Ok(taken)
+}
+
+fn median(all: impl Iterator<Item = Duration>) -> Duration {
+    let mut all: Vec<_> = all.collect();
+    all.sort_unstable();
+    all.get(all.len() / 2).copied().unwrap_or_default()
+}
+
+fn say(line: &str) {
+    println!("{line}");
+}
