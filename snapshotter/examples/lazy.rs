@@ -29,23 +29,34 @@ const EXPECTED: &str = "10";
 struct Contender {
     name: &'static str,
     packing: Packing,
-    is_lazy: bool,
+    /// `None`: by overlayfs. Else by Lamina, and whether the whole image is fetched at the same time.
+    fills: Option<bool>,
 }
 
-const CONTENDERS: [Contender; 6] = [
-    contender("overlayfs, gzip: pulled and unpacked", Packing::Gzip, false),
-    contender("Lamina, eStargz", Packing::Estargz, true),
-    contender("Lamina, zstd:chunked", Packing::ZstdChunked, true),
-    contender("Lamina, gzip: first pull ever", Packing::Gzip, true),
-    contender("Lamina, zstd: first pull ever", Packing::Zstd, true),
-    contender("Lamina, plain tar: first pull ever", Packing::Tar, true),
+const CONTENDERS: [Contender; 8] = [
+    contender("overlayfs, gzip: pulled and unpacked", Packing::Gzip, None),
+    contender("Lamina, eStargz", Packing::Estargz, Some(true)),
+    contender("Lamina, eStargz, not filled", Packing::Estargz, Some(false)),
+    contender("Lamina, zstd:chunked", Packing::ZstdChunked, Some(true)),
+    contender(
+        "Lamina, zstd:chunked, not filled",
+        Packing::ZstdChunked,
+        Some(false),
+    ),
+    contender("Lamina, gzip: first pull ever", Packing::Gzip, Some(false)),
+    contender("Lamina, zstd: first pull ever", Packing::Zstd, Some(false)),
+    contender(
+        "Lamina, plain tar: first pull ever",
+        Packing::Tar,
+        Some(false),
+    ),
 ];
 
-const fn contender(name: &'static str, packing: Packing, is_lazy: bool) -> Contender {
+const fn contender(name: &'static str, packing: Packing, fills: Option<bool>) -> Contender {
     Contender {
         name,
         packing,
-        is_lazy,
+        fills,
     }
 }
 
@@ -115,13 +126,14 @@ fn main() -> Result<()> {
 
 /// One start on a host that has nothing; a lazy image is then started once more without a network.
 fn start(contender: Contender, registry: &Registry) -> Result<Taken> {
-    // Nothing but what is needed, so that the bytes are those that somebody waited for.
-    let mut host = Host::start_configured(UpperMode::Union, "[lazy]\nfill = false\n")?;
+    let fills = contender.fills.unwrap_or_default();
+    let config = format!("[lazy]\nfill = {fills}\n");
+    let mut host = Host::start_configured(UpperMode::Union, &config)?;
     let proxy = Proxy::start_behind(registry.port(), Some(LINK))?;
     let image = format!("{}/{}:t", proxy.address(), contender.packing.name());
     let begin = Instant::now();
     let (pull, line, came);
-    if contender.is_lazy {
+    if contender.fills.is_some() {
         host.ctr.rpull(&image)?;
         pull = begin.elapsed();
         (line, came) = host.ctr.first_line("first", &image, SCRIPT)?;
@@ -137,7 +149,7 @@ fn start(contender: Contender, registry: &Registry) -> Result<Taken> {
         first_line: came - begin,
         bytes: proxy.bytes(),
     };
-    if contender.is_lazy {
+    if contender.fills.is_some() {
         proxy.set(Fault::Refuse);
         host.restart_snapshotter()?;
         let (line, _) = host.ctr.first_line("again", &image, SCRIPT)?;

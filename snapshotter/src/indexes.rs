@@ -89,9 +89,12 @@ pub(crate) fn check(layout: &Layout, id: u64, chain: &[u64]) -> Vec<lamina_fusef
     let there = [layer, image]
         .into_iter()
         .filter(|(path, ..)| path.exists());
-    there
-        .filter_map(|(path, kind, layers)| verify_index(&path, kind, layers).err())
-        .collect()
+    let flawed = there.filter_map(|(path, kind, layers)| verify_index(&path, kind, layers).err());
+    let mut flawed: Vec<_> = flawed.collect();
+    if layout.blob_record(id).exists() {
+        flawed.extend(lazy::check(layout, id).err());
+    }
+    flawed
 }
 
 #[cfg(test)]

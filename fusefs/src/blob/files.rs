@@ -25,6 +25,9 @@ use crate::types::Ino;
 
 /// The most bytes of a blob that are asked for at once, if a chunk is no larger.
 const JOINED: u64 = 8 << 20;
+/// So many bytes are asked for if less is wanted, and what follows lies closely behind: in the time of a
+/// round trip a link carries about as much. Files that are opened one after the other often lie so.
+const AHEAD: u64 = 1 << 20;
 /// So many bytes that nobody wants are read along rather than asking twice.
 const GAP: u64 = 64 << 10;
 
@@ -32,6 +35,11 @@ const GAP: u64 = 64 << 10;
 pub trait Source: Send + Sync {
     /// Its name for people.
     fn name(&self) -> &str;
+
+    /// Whether a request takes much longer than its bytes, so that it is worth to ask for more.
+    fn is_far(&self) -> bool {
+        true
+    }
 
     /// Reads bytes of the blob: all of the range, or an error. It may take long, but not for ever.
     fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>>;
@@ -100,10 +108,27 @@ pub struct Here {
 }
 
 /// A stretch of a blob that was read.
-#[derive(Default)]
 struct Have {
     range: Range<u64>,
     bytes: Vec<u8>,
+    /// How much is asked for at once, if a chunk is no larger.
+    most: u64,
+}
+
+impl Default for Have {
+    fn default() -> Have {
+        Have {
+            range: 0..0,
+            bytes: Vec::new(),
+            most: JOINED,
+        }
+    }
+}
+
+impl Have {
+    fn holds(&self, stretch: &Range<u64>) -> bool {
+        self.range.start <= stretch.start && stretch.end <= self.range.end
+    }
 }
 
 impl Files {
@@ -143,10 +168,35 @@ impl Files {
         self.counters.waited.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting::of(&self.flights);
         let since = Instant::now();
-        let fetched = self.fetch_found(&found, found.chunks.end, &mut Have::default());
+        let fetched = self.fetch_ahead(&found);
         let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.counters.slowest.fetch_max(nanos, Ordering::Relaxed);
         fetched
+    }
+
+    /// Fetches a file that somebody waits for, and those behind it that came along.
+    fn fetch_ahead(&self, found: &Found) -> Result<File> {
+        let mut have = Have::default();
+        if !self.source.is_far() {
+            return self.fetch_found(found, found.chunks.end, &mut have);
+        }
+        have.most = AHEAD;
+        let file = self.fetch_found(found, self.table.chunks(), &mut have)?;
+        for number in found.number + 1..self.table.files().end {
+            let next = self.table.file(number);
+            let mut stretches = next
+                .chunks
+                .clone()
+                .map(|chunk| self.table.chunk(chunk).stretch);
+            if !stretches.all(|stretch| have.holds(&stretch)) {
+                break;
+            }
+            if !self.cache.holds_file(next.digest)? {
+                // Nobody waits for it: what is wrong with it is said when somebody does.
+                let _ = self.fetch_found(&next, next.chunks.end, &mut have);
+            }
+        }
+        Ok(file)
     }
 
     /// What was asked of it so far.
@@ -244,7 +294,7 @@ impl Files {
     /// Fetches a file into the cache.
     fn load(&self, found: &Found, end: usize, have: &mut Have) -> Result<File> {
         let pieces = found.chunks.clone().map(|number| {
-            let piece = self.piece(number, end, have);
+            let piece = self.piece(number, (found.chunks.end, end), have);
             piece.map_err(|flaw| self.failed(Arc::new(flaw)))
         });
         self.cache.add(found.digest, pieces)?.map_err(|other| {
@@ -256,23 +306,31 @@ impl Files {
         })
     }
 
-    /// The bytes of a chunk. `have`: the stretch of the blob that was read last.
-    fn piece(&self, number: usize, end: usize, have: &mut Have) -> Result<Vec<u8>, Flaw> {
+    /// The bytes of a chunk of a file that ends with the chunk before `own_end`. `have`: the stretch of
+    /// the blob that was read last.
+    fn piece(
+        &self,
+        number: usize,
+        (own_end, end): (usize, usize),
+        have: &mut Have,
+    ) -> Result<Vec<u8>, Flaw> {
         let chunk = self.table.chunk(number);
         let wanted = chunk.stretch.clone();
-        if wanted.start < have.range.start || wanted.end > have.range.end {
+        if !have.holds(&wanted) {
             let mut range = wanted.clone();
-            for next in (number + 1..end).map(|next| self.table.chunk(next).stretch) {
-                let is_close = range.start <= next.start && next.start <= range.end + GAP;
-                if !is_close || next.end.saturating_sub(range.start) > JOINED {
+            // The chunks of the file itself come in large pieces, what is behind it only along.
+            for next in number + 1..end {
+                let next_stretch = self.table.chunk(next).stretch;
+                let most = if next < own_end { JOINED } else { have.most };
+                let is_close =
+                    range.start <= next_stretch.start && next_stretch.start <= range.end + GAP;
+                if !is_close || next_stretch.end.saturating_sub(range.start) > most {
                     break;
                 }
-                range.end = range.end.max(next.end);
+                range.end = range.end.max(next_stretch.end);
             }
-            *have = Have {
-                bytes: self.read(range.clone())?,
-                range,
-            };
+            have.bytes = self.read(range.clone())?;
+            have.range = range;
         }
         let offset = |at: u64| usize::try_from(at - have.range.start).unwrap_or(usize::MAX);
         let stretch = have.bytes.get(offset(wanted.start)..offset(wanted.end));

@@ -47,6 +47,8 @@ pub(crate) struct Table {
 /// A file in a table.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Found {
+    /// Its number.
+    pub(crate) number: usize,
     /// The digest of all of it.
     pub(crate) digest: Digest,
     /// Its length in bytes.
@@ -111,6 +113,7 @@ impl Table {
             .checked_sub(1)
             .filter(|last| chunks.contains(last));
         Found {
+            number,
             digest: self.digest(at + 16),
             size: size.map_or(0, |last| {
                 let last = self.chunk(last);

@@ -1,8 +1,8 @@
 //! What is done about lazy layers while nobody waits for it.
 //!
 //! Two threads, for as long as the root is open. The *filler* fetches layers that were just made: first
-//! what their makers want to be fetched first, then, if that is wished for, all of them. It stands back
-//! whenever somebody waits for a file. The *keeper* keeps the cache within its limits, and clears
+//! what their makers want to be fetched first, then, if that is wished for, all of them. While somebody
+//! waits for a file, it leaves the link alone half of the time. The *keeper* keeps the cache within its limits, and clears
 //! away what belonged to layers that were removed.
 
 use std::collections::{HashSet, VecDeque};
@@ -22,8 +22,8 @@ use crate::store::layout::{Entry, Layout};
 const EVERY: Duration = Duration::from_secs(10);
 /// How long it waits after a layer was removed: others may follow.
 const SETTLE: Duration = Duration::from_millis(200);
-/// How long the filler stands back before it looks again whether somebody waits.
-const STAND_BACK: Duration = Duration::from_millis(5);
+/// The longest that the filler stands back at a time.
+const STAND_BACK: Duration = Duration::from_millis(500);
 /// How long a layer is left alone that could not be filled.
 const RETRY: Duration = Duration::from_secs(60);
 /// How much of its limit the cache may take after it was made smaller, in percent: the low water mark.
@@ -165,10 +165,13 @@ fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fu
         return Ok(());
     }
     let rate = lazy.limits_of_cache.fill_rate;
+    let mut since = Instant::now();
     files.fill(&mut |bytes| {
-        while lazy.flights.is_awaited() && !orders.is_stopping() {
-            thread::sleep(STAND_BACK);
+        // Somebody waits: the link is theirs half of the time.
+        if bytes > 0 && lazy.flights.is_awaited() {
+            thread::sleep(since.elapsed().min(STAND_BACK));
         }
+        since = Instant::now();
         if rate > 0 {
             thread::sleep(Duration::from_nanos(
                 bytes.saturating_mul(1_000_000_000) / rate,

@@ -37,7 +37,7 @@ use lamina_fusefs::types::{Attr, Ino};
 use parking_lot::Mutex;
 
 pub(crate) use self::labels::{SNAPSHOT_REF, Wanted};
-use self::record::Record;
+use self::record::{Format, Record};
 use self::source::BlobSource;
 use crate::chains::Chains;
 use crate::registry::image::Images;
@@ -77,6 +77,21 @@ pub(crate) fn unread(layout: &Layout, id: u64) -> lamina_fusefs::Result<Arc<Blob
     let name = layout.blob_record(id).display().to_string();
     let layer = BlobLayer::of_blob(Arc::new(Unread(name)), &layout.layer_index(id))?;
     Ok(Arc::new(layer))
+}
+
+/// Looks whether what was written down of a blob is whole.
+pub(crate) fn check(layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+    let record = Record::read(&layout.blob_record(id))?;
+    blob::digests_in(&layout.blob_table(id), &Limits::default())?;
+    let path = layout.blob(id);
+    if record.format == Format::Repacked && !path.exists() {
+        return Err(lamina_fusefs::Error::Path {
+            action: "a layer's own copy of its files is gone: remove the image and pull it again:",
+            path,
+            source: std::io::ErrorKind::NotFound.into(),
+        });
+    }
+    Ok(())
 }
 
 struct Unread(String);

@@ -55,6 +55,10 @@ impl Source for BlobSource {
         self.remote.name()
     }
 
+    fn is_far(&self) -> bool {
+        self.local.is_none()
+    }
+
     fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
         let Some(local) = &self.local else {
             if self.is_repacked {

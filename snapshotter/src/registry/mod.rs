@@ -205,3 +205,6 @@ impl Registry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

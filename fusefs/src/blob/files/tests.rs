@@ -26,11 +26,16 @@ struct Memory {
     reads: Mutex<Vec<Range<u64>>>,
     is_dead: AtomicBool,
     is_slow: AtomicBool,
+    is_far: AtomicBool,
 }
 
 impl Source for Memory {
     fn name(&self) -> &'static str {
         "memory"
+    }
+
+    fn is_far(&self) -> bool {
+        self.is_far.load(Ordering::SeqCst)
     }
 
     fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
@@ -150,6 +155,36 @@ fn files_of_every_format_are_fetched_once() {
             assert_eq!(layer.reads() - before, asked, "{path}: now it is here");
         }
         assert!(matches!(layer.files.fetch(Ino(1)), Err(Error::NotFound)));
+    }
+}
+
+#[test]
+fn what_lies_behind_a_file_far_away_comes_along() {
+    for layer in layers() {
+        layer.source.is_far.store(true, Ordering::SeqCst);
+        layer.fetch("usr/one").unwrap();
+        for (path, _) in FILES {
+            assert!(layer.is_here(path), "{path}");
+        }
+        assert_eq!(layer.reads(), 1);
+        // Nothing comes along with the last.
+        let counts = layer.files.counts();
+        assert_eq!((counts.opened, counts.waited), (1, 1));
+        let here = layer.files.here().unwrap();
+        assert_eq!(here.cached, here.total);
+    }
+}
+
+#[test]
+fn a_blob_is_filled_in_few_requests_until_somebody_has_enough() {
+    for layer in layers() {
+        layer.files.fill(&mut |_| false).unwrap();
+        assert!(layer.is_here("usr/one") && !layer.is_here("large"));
+        layer.files.fill(&mut |_| true).unwrap();
+        for (path, chunks) in FILES {
+            assert_eq!(layer.fetch(path).unwrap(), chunks.concat(), "{path}");
+        }
+        assert!(layer.reads() <= 2, "{}", layer.reads());
     }
 }
 
