@@ -134,7 +134,7 @@ fn a_blob_looks_as_if_it_were_unpacked() {
     };
     each_way(fill, |layers, gate, writable| {
         let at = layers.mountpoint();
-        let expected = tree_without_inodes(&layers.bottom(""));
+        let expected = tree_without_inodes(layers.bottom(""));
         gate.set_open(false);
         assert_eq!(
             fs::read_dir(&at).unwrap().count(),

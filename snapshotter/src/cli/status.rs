@@ -22,8 +22,8 @@ pub(super) struct StatusArgs {
     #[command(flatten)]
     place: PlaceArgs,
     /// Show the layers that were not unpacked instead: those of one image, or all
-    #[arg(long, value_name = "IMAGE", num_args = 0..=1)]
-    image: Option<Option<String>>,
+    #[arg(long, value_name = "IMAGE", num_args = 0..=1, default_missing_value = "")]
+    image: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -38,7 +38,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<ExitCode> {
         .context("cannot start the runtime")?;
     if let Some(image) = &args.image {
         let mut layers = runtime.block_on(status::layers(&config.address))?;
-        layers.retain(|layer| image.as_ref().is_none_or(|image| layer.reference == *image));
+        layers.retain(|layer| image.is_empty() || layer.reference == *image);
         if args.json {
             println!("{}", serde_json::to_string_pretty(&layers)?);
         } else if layers.is_empty() {

@@ -25,7 +25,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// The longest that the filler stands back at a time.
 const STAND_BACK: Duration = Duration::from_millis(500);
 /// How long a layer is left alone that could not be filled.
-const RETRY: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_mins(1);
 /// How much of its limit the cache may take after it was made smaller, in percent: the low water mark.
 const LOW: u64 = 90;
 
@@ -134,17 +134,14 @@ fn fill(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
             let mut state = orders.state.lock();
             let now = Instant::now();
             let due = state.to_fill.iter().position(|(_, when)| *when <= now);
-            match due.and_then(|at| state.to_fill.remove(at)) {
-                Some((id, _)) => id,
-                None => {
-                    let first = state.to_fill.iter().map(|(_, when)| *when).min();
-                    match first {
-                        Some(first) => drop(orders.changed.wait_until(&mut state, first)),
-                        None => orders.changed.wait(&mut state),
-                    }
-                    continue;
+            let Some((id, _)) = due.and_then(|at| state.to_fill.remove(at)) else {
+                match state.to_fill.iter().map(|(_, when)| *when).min() {
+                    Some(first) => drop(orders.changed.wait_until(&mut state, first)),
+                    None => orders.changed.wait(&mut state),
                 }
-            }
+                continue;
+            };
+            id
         };
         let Some(lazy) = lazy.upgrade() else { return };
         if let Err(error) = fill_one(&lazy, orders, layout, next) {
@@ -172,11 +169,8 @@ fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fu
             thread::sleep(since.elapsed().min(STAND_BACK));
         }
         since = Instant::now();
-        if rate > 0 {
-            thread::sleep(Duration::from_nanos(
-                bytes.saturating_mul(1_000_000_000) / rate,
-            ));
-        }
+        let nanos = bytes.saturating_mul(1_000_000_000).checked_div(rate);
+        thread::sleep(Duration::from_nanos(nanos.unwrap_or(0)));
         !orders.is_stopping()
             && !orders.is_full.load(Ordering::SeqCst)
             && layout.blob_record(id).exists()

@@ -178,7 +178,7 @@ impl Lazy {
     pub(crate) fn layer(&self, layout: &Layout, id: u64) -> lamina_fusefs::Result<Arc<Opened>> {
         let opened = self.opened.get(id, || {
             let record = Record::read(&layout.blob_record(id))?;
-            let source = BlobSource::open(&self.registry, record, &layout.blob(id))?;
+            let source = BlobSource::open(&self.registry, &record, &layout.blob(id))?;
             let files = Arc::new(Files::open(
                 &layout.blob_table(id),
                 Arc::new(source),

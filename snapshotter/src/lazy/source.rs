@@ -26,7 +26,7 @@ impl BlobSource {
     /// The blob that a record tells of. `local`: where its copy is, if it has one.
     pub(crate) fn open(
         registry: &Arc<Registry>,
-        record: Record,
+        record: &Record,
         local: &Path,
     ) -> Result<BlobSource> {
         let failed = |action, source| Error::Path {

@@ -52,7 +52,9 @@ struct DockerConfig {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Auth {
-    auth: Option<String>,
+    /// User and password with a colon between, in base64.
+    #[serde(rename = "auth")]
+    pair: Option<String>,
     username: Option<String>,
     password: Option<String>,
     #[serde(rename = "identitytoken")]
@@ -143,10 +145,10 @@ fn login_of(auth: &Auth) -> Option<Login> {
     {
         return Some(Login::RefreshToken(token));
     }
-    let pair = match (&auth.username, &auth.password, &auth.auth) {
+    let pair = match (&auth.username, &auth.password, &auth.pair) {
         (Some(user), Some(password), _) => Some((user.clone(), password.clone())),
-        (_, _, Some(auth)) => {
-            let text = String::from_utf8(STANDARD.decode(auth.trim()).ok()?).ok()?;
+        (_, _, Some(pair)) => {
+            let text = String::from_utf8(STANDARD.decode(pair.trim()).ok()?).ok()?;
             text.split_once(':').map(|(user, password)| {
                 (user.to_owned(), password.trim_end_matches('\0').to_owned())
             })

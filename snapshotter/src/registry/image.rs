@@ -18,7 +18,7 @@ use super::{Ask, Registry, RegistryError};
 /// for 4 MiB at least).
 const MOST: u64 = 4 << 20;
 /// How long what a name means is taken for true: long enough for all layers of one pull.
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH: Duration = Duration::from_mins(1);
 /// So many images are remembered.
 const IMAGES: usize = 100;
 
@@ -86,8 +86,8 @@ impl Images {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Manifest {
-    Index(ImageIndex),
-    Image(ImageManifest),
+    Index(Box<ImageIndex>),
+    Image(Box<ImageManifest>),
 }
 
 impl Registry {

@@ -250,3 +250,83 @@ fn a_crash_at_any_change_leaves_whole_files() {
         }
     }
 }
+
+/// What a power loss may do to a file that was never synced.
+fn tear(path: &Path, random: &mut impl FnMut(usize) -> usize) {
+    let mut bytes = fs::read(path).unwrap();
+    match random(4) {
+        0 => bytes.truncate(random(bytes.len() + 1)),
+        1 => bytes.fill(0),
+        2 => {
+            let at = random(bytes.len() + 1);
+            bytes[at..].fill(0);
+        }
+        _ => {
+            let at = random(bytes.len() + 1);
+            bytes[at..].reverse();
+        }
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_thousand_power_cuts_never_show_a_wrong_byte() {
+    const CUTS: usize = 1000;
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below.max(1) as u64).unwrap()
+    };
+    let mut known: Vec<Vec<u8>> = Vec::new();
+    let (mut torn, mut lost, mut kept) = (0, 0, 0);
+    for cut in 0..CUTS {
+        let cache = open(dir.path(), &format!("boot {cut}"));
+        for _ in 0..4 {
+            if let Some(bytes) = known.get(random(known.len())) {
+                match found(&cache, bytes) {
+                    Some(found) => {
+                        assert_eq!(&found, bytes, "cut {cut}");
+                        kept += 1;
+                    }
+                    None => lost += 1,
+                }
+            }
+        }
+        for _ in 0..random(4) {
+            let mut bytes = vec![0; random(5000)];
+            bytes.fill_with(|| u8::try_from(random(256)).unwrap());
+            add(&cache, &bytes).unwrap().unwrap();
+            known.push(bytes);
+        }
+        if cut % 50 == 0 {
+            let (left, _) = cache.verify().unwrap();
+            let (again, removed) = cache.verify().unwrap();
+            assert_eq!((again, removed), (left, Holds::default()), "cut {cut}");
+        }
+        if cut % 100 == 99 {
+            cache.shrink(0).unwrap();
+            known.clear();
+        }
+        if random(5) == 0 {
+            // In order: all of it is on disk, and the cut comes between two files.
+            cache.close().unwrap();
+            continue;
+        }
+        drop(cache);
+        // The state on disk says that this boot did not end in order.
+        for path in walk(dir.path()) {
+            let is_file_of_cache = path.file_name().is_some_and(|name| name.len() == 64);
+            if is_file_of_cache && random(6) == 0 {
+                tear(&path, &mut random);
+                torn += 1;
+            }
+        }
+    }
+    assert!(
+        torn > 500 && kept > 500 && lost > 100,
+        "{torn} {kept} {lost}"
+    );
+}

@@ -42,7 +42,7 @@ fn beyond_its_limit_a_cache_shrinks_below_it_and_keeps_what_is_open() {
     limit(&lazy, &lazy.orders).expect("limit");
     let holds = lazy.cache.holds().expect("holds");
     assert!((8..=9).contains(&holds.files), "{holds:?}");
-    let oldest = Digest::of(&[0; 1 << 20]);
+    let oldest = Digest::of(&vec![0; 1 << 20]);
     assert!(lazy.cache.find(oldest, 1 << 20).expect("find").is_some());
     drop(first);
     lazy.close();
