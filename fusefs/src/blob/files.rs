@@ -6,8 +6,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -75,6 +76,8 @@ pub struct Files {
     flights: Arc<Flights>,
     limits: Limits,
     counters: Counters,
+    /// For threads that go on after an answer.
+    me: Weak<Files>,
 }
 
 #[derive(Default)]
@@ -140,15 +143,17 @@ impl Files {
         cache: Arc<Cache>,
         flights: Arc<Flights>,
         limits: &Limits,
-    ) -> Result<Files> {
-        Ok(Files {
-            table: Table::open(table, limits)?,
+    ) -> Result<Arc<Files>> {
+        let table = Table::open(table, limits)?;
+        Ok(Arc::new_cyclic(|me| Files {
+            table,
             source,
             cache,
             flights,
             limits: *limits,
             counters: Counters::default(),
-        })
+            me: Weak::clone(me),
+        }))
     }
 
     /// A file, if it is here.
@@ -182,21 +187,43 @@ impl Files {
         }
         have.most = AHEAD;
         let file = self.fetch_found(found, self.table.chunks(), &mut have)?;
-        for number in found.number + 1..self.table.files().end {
-            let next = self.table.file(number);
-            let mut stretches = next
-                .chunks
-                .clone()
-                .map(|chunk| self.table.chunk(chunk).stretch);
-            if !stretches.all(|stretch| have.holds(&stretch)) {
-                break;
+        let coming = self.coming(found.number + 1, &have)?;
+        let Some(files) = self.me.upgrade().filter(|_| !coming.is_empty()) else {
+            return Ok(file);
+        };
+        let keep = move || {
+            for (found, landing) in coming {
+                // What is wrong with it is said to whoever waits for it.
+                let _ = files.land(&found, found.chunks.end, &mut have, &landing);
             }
-            if !self.cache.holds_file(next.digest)? {
-                // Nobody waits for it: what is wrong with it is said when somebody does.
-                let _ = self.fetch_found(&next, next.chunks.end, &mut have);
-            }
+        };
+        let started = thread::Builder::new()
+            .name("lamina-ahead".to_owned())
+            .spawn(keep);
+        if let Err(error) = started {
+            tracing::debug!(%error, "what came along is not kept");
         }
         Ok(file)
+    }
+
+    /// The files from this number on that came along with what was read, and are not here. Whoever wants
+    /// one of them from now on waits for it.
+    fn coming(&self, first: usize, have: &Have) -> Result<Vec<(Found, Landing)>> {
+        let mut coming = Vec::new();
+        for number in first..self.table.files().end {
+            let found = self.table.file(number);
+            let mut chunks = found.chunks.clone().map(|chunk| self.table.chunk(chunk));
+            if !chunks.all(|chunk| have.holds(&chunk.stretch)) {
+                break;
+            }
+            if !self.cache.holds_file(found.digest)?
+                && let Role::Lead(flight) = self.flights.join(found.digest)
+            {
+                let landing = self.landing(found.digest, flight);
+                coming.push((found, landing));
+            }
+        }
+        Ok(coming)
     }
 
     /// What was asked of it so far.
@@ -274,21 +301,30 @@ impl Files {
                     continue;
                 }
             };
-            let landing = Landing {
-                flights: &self.flights,
-                digest: found.digest,
-                flight,
-            };
-            // Somebody may have landed it after we looked.
-            if let Some(file) = self.cache.find(found.digest, found.size)? {
-                return Ok(file);
-            }
-            let loaded = self.load(found, end, have);
-            if let Err(Error::Blob { flaw, .. }) = &loaded {
-                landing.land(Err(Arc::clone(flaw)));
-            }
-            return loaded;
+            let landing = self.landing(found.digest, flight);
+            return self.land(found, end, have, &landing);
         }
+    }
+
+    fn landing(&self, digest: Digest, flight: Arc<Flight>) -> Landing {
+        Landing {
+            flights: Arc::clone(&self.flights),
+            digest,
+            flight,
+        }
+    }
+
+    /// Fetches a file that nobody else fetches.
+    fn land(&self, found: &Found, end: usize, have: &mut Have, landing: &Landing) -> Result<File> {
+        // Somebody may have landed it after we looked.
+        if let Some(file) = self.cache.find(found.digest, found.size)? {
+            return Ok(file);
+        }
+        let loaded = self.load(found, end, have);
+        if let Err(Error::Blob { flaw, .. }) = &loaded {
+            landing.land(Err(Arc::clone(flaw)));
+        }
+        loaded
     }
 
     /// Fetches a file into the cache.
@@ -464,19 +500,19 @@ impl Flight {
 }
 
 /// Ends a flight, whatever happens: who waits for it never waits for ever.
-struct Landing<'f> {
-    flights: &'f Flights,
+struct Landing {
+    flights: Arc<Flights>,
     digest: Digest,
     flight: Arc<Flight>,
 }
 
-impl Landing<'_> {
+impl Landing {
     fn land(&self, result: Result<(), Arc<Flaw>>) {
         self.flight.ended.lock().get_or_insert(result);
     }
 }
 
-impl Drop for Landing<'_> {
+impl Drop for Landing {
     fn drop(&mut self) {
         self.flights.under_way.lock().remove(&self.digest);
         // The file is here; or a local error, such as a full disk, is the leader's alone, and the

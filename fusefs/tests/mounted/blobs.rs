@@ -86,7 +86,7 @@ fn lazy_image(dir: &Path, tree: &Path) -> (Arc<Image>, Arc<Gate>) {
     let cache = Arc::new(Cache::open(&cache).unwrap());
     let source = Arc::clone(&gate) as Arc<dyn Source>;
     let files = Files::open(&table, source, cache, Arc::default(), &limits).unwrap();
-    let layer = BlobLayer::of_blob(Arc::new(files) as Arc<dyn LayerData>, &index).unwrap();
+    let layer = BlobLayer::of_blob(files as Arc<dyn LayerData>, &index).unwrap();
     let places = [LayerPlace::Blob(Arc::new(layer))];
     let image = Image::open_indexed(&places, &dir.join("image.index")).unwrap();
     assert!(image.is_indexed());

@@ -179,13 +179,13 @@ impl Lazy {
         let opened = self.opened.get(id, || {
             let record = Record::read(&layout.blob_record(id))?;
             let source = BlobSource::open(&self.registry, &record, &layout.blob(id))?;
-            let files = Arc::new(Files::open(
+            let files = Files::open(
                 &layout.blob_table(id),
                 Arc::new(source),
                 Arc::clone(&self.cache),
                 Arc::clone(&self.flights),
                 &self.limits,
-            )?);
+            )?;
             let data = Arc::clone(&files) as Arc<dyn LayerData>;
             let layer = Arc::new(BlobLayer::of_blob(data, &layout.layer_index(id))?);
             Ok::<_, lamina_fusefs::Error>(Arc::new(Opened { layer, files }))
