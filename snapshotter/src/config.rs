@@ -420,7 +420,7 @@ docker_config = ""
 cache_mib = 0
 
 # How much of its file system the cache leaves free, 0 to 90 percent.
-free_percent = 10
+free_percent = 5
 
 # Fetch layers as a whole while nobody waits for bytes, so that their images need no registry any more.
 fill = true

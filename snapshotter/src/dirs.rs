@@ -57,22 +57,18 @@ fn fill(layout: &Layout, id: u64, kind: Kind, parent: Option<u64>) -> Result<()>
 }
 
 /// Makes the directories of a layer that is not unpacked, durably: `fill` writes what is needed to
-/// serve it, and answers the attributes of its root. `false`: it had nothing to write, or failed;
-/// nothing is left behind.
+/// serve it, and answers the attributes of its root. A failure leaves nothing behind.
 pub(crate) fn make_lazy(
     layout: &Layout,
     id: u64,
-    fill: impl FnOnce(&Path) -> Result<Option<Attr>, LazyError>,
-) -> Result<bool> {
+    fill: impl FnOnce(&Path) -> Result<Attr, LazyError>,
+) -> Result<()> {
     let new = layout.new_snapshot(id);
-    let make = || -> Result<bool> {
+    let make = || -> Result<()> {
         create(&new)?;
         let root = fill(&new).map_err(|source| Error::Lazy {
             source: Box::new(source),
         })?;
-        let Some(root) = root else {
-            return Ok(false);
-        };
         let fs_dir = new.join("fs");
         create(&fs_dir)?;
         lchown(&fs_dir, Some(root.uid), Some(root.gid))
@@ -82,11 +78,10 @@ pub(crate) fn make_lazy(
         sync(&fs_dir)?;
         sync(&new)?;
         fs::rename(&new, layout.snapshot(id)).map_err(Error::io("cannot rename", &new))?;
-        sync(&layout.snapshots())?;
-        Ok(true)
+        sync(&layout.snapshots())
     };
     let made = make();
-    if !matches!(made, Ok(true)) {
+    if made.is_err() {
         for leftover in [new, layout.snapshot(id)] {
             remove(&leftover);
         }

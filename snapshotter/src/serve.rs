@@ -53,16 +53,21 @@ pub trait Mounter: Send + Sync {
         Ok(())
     }
 
+    /// Whether the labels say enough of a layer to serve it without unpacking it.
+    fn is_lazy(&self, _labels: &Labels) -> bool {
+        false
+    }
+
     /// Writes into the directory `dir` what is needed to serve a layer on top of `chain` without
-    /// unpacking it, and answers the attributes of its root. `None`: nobody asks for that.
+    /// unpacking it, and answers the attributes of its root.
     fn make_lazy(
         &self,
         _layout: &Layout,
         _chain: &[u64],
         _labels: &Labels,
         _dir: &Path,
-    ) -> Result<Option<Attr>, LazyError> {
-        Ok(None)
+    ) -> Result<Attr, LazyError> {
+        Err(LazyError::Unfit("nothing is served lazily here".to_owned()))
     }
 
     /// Notes that what [`Self::make_lazy`] wrote is in its place, and in the store.
@@ -177,22 +182,27 @@ impl Mounter for FuseMounter {
         Ok(())
     }
 
+    fn is_lazy(&self, labels: &Labels) -> bool {
+        self.registry.is_some() && self.lazy.get().is_some() && Wanted::of(labels).is_some()
+    }
+
     fn make_lazy(
         &self,
         layout: &Layout,
         chain: &[u64],
         labels: &Labels,
         dir: &Path,
-    ) -> Result<Option<Attr>, LazyError> {
-        let lazy = self.lazy.get().filter(|_| self.registry.is_some());
-        let Some((lazy, wanted)) = lazy.zip(Wanted::of(labels)) else {
-            return Ok(None);
+    ) -> Result<Attr, LazyError> {
+        let Some((lazy, wanted)) = self.lazy.get().zip(Wanted::of(labels)) else {
+            return Err(LazyError::Unfit(
+                "the labels do not say what it is".to_owned(),
+            ));
         };
         let below = match chain {
             [] => None,
             chain => Some(self.image(layout, chain)?),
         };
-        lazy.make(&wanted, below.as_deref(), dir).map(Some)
+        lazy.make(&wanted, below.as_deref(), dir)
     }
 
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>> {
@@ -442,13 +452,18 @@ impl Sessions {
         self.mounter.made_lazy(id);
     }
 
+    /// As [`Mounter::is_lazy`].
+    pub(crate) fn is_lazy(&self, labels: &Labels) -> bool {
+        self.mounter.is_lazy(labels)
+    }
+
     /// As [`Mounter::make_lazy`].
     pub(crate) fn make_lazy(
         &self,
         chain: &[u64],
         labels: &Labels,
         dir: &Path,
-    ) -> Result<Option<Attr>, LazyError> {
+    ) -> Result<Attr, LazyError> {
         self.mounter.make_lazy(&self.layout, chain, labels, dir)
     }
 

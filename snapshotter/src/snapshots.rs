@@ -13,8 +13,8 @@ use crate::busy::Busy;
 use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::id_map::IdMap;
-use crate::lazy::SNAPSHOT_REF;
 use crate::lazy::status::{CacheAction, CacheStatus, LayerStatus};
+use crate::lazy::{SNAPSHOT_REF, Wanted};
 use crate::mounts::{self, Access, Mount};
 use crate::recover::{self, Report};
 use crate::root::{self, RootLock};
@@ -337,15 +337,19 @@ impl Snapshots {
         let _held = self.busy.hold(&[key, name]);
         let parent_name = (!parent.is_empty()).then(|| parent.to_owned());
         if let Some(Info { record, .. }) = self.store.find(name)? {
-            // Another image has it, or another namespace. On another parent it is another snapshot.
+            // Another image has it, or another namespace. On another parent it is another snapshot, and
+            // of another blob it may be one that only claims to be the same.
+            let (ours, theirs) = (Wanted::of(labels), Wanted::of(&record.labels));
+            let is_same_blob = ours
+                .zip(theirs)
+                .is_none_or(|(ours, theirs)| ours.digest == theirs.digest);
+            let target = record.labels.get(SNAPSHOT_REF);
             return Ok(record.kind == Kind::Committed
                 && record.parent == parent_name
-                && record
-                    .labels
-                    .get(SNAPSHOT_REF)
-                    .is_some_and(|target| target == name));
+                && target.is_some_and(|target| target == name)
+                && is_same_blob);
         }
-        if self.store.find(key)?.is_some() {
+        if !self.sessions.is_lazy(labels) || self.store.find(key)?.is_some() {
             return Ok(false);
         }
         let chain = match parent {
@@ -370,13 +374,9 @@ impl Snapshots {
         let made = dirs::make_lazy(&self.layout, id, |dir| {
             self.sessions.make_lazy(chain, labels, dir)
         });
-        match made {
-            Ok(true) => {}
-            Ok(false) => return Ok(false),
-            Err(error) => {
-                tracing::info!(name, %error, "a layer is unpacked: it cannot be served lazily");
-                return Ok(false);
-            }
+        if let Err(error) = made {
+            tracing::info!(name, %error, "a layer is unpacked: it cannot be served lazily");
+            return Ok(false);
         }
         let created = usage::measure(&self.layout.snapshot(id)).and_then(|usage| {
             let record = Record {

@@ -46,7 +46,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             cache_bytes: 0,
-            free_percent: 10,
+            free_percent: 5,
             fill: true,
             fill_rate: 0,
         }
@@ -67,8 +67,8 @@ pub(super) struct Orders {
 struct State {
     /// Layers to be filled, and not before when.
     to_fill: VecDeque<(u64, Instant)>,
-    /// Whether a layer was removed.
-    to_sweep: bool,
+    /// Layers that were removed; their directories may still be there.
+    removed: Vec<u64>,
 }
 
 impl Orders {
@@ -82,7 +82,7 @@ impl Orders {
     pub(super) fn removed(&self, id: u64) {
         let mut state = self.state.lock();
         state.to_fill.retain(|(other, _)| *other != id);
-        state.to_sweep = true;
+        state.removed.push(id);
         drop(state);
         self.changed.notify_all();
     }
@@ -99,7 +99,8 @@ impl Orders {
     }
 }
 
-/// Starts both. They end when they are told to, or when nobody has the root any more.
+/// Starts both. They end when they are told to, or when nobody has the root any more; the filler may
+/// have to wait for a registry first.
 pub(super) fn start(lazy: &Arc<Lazy>, layout: &Layout) -> std::io::Result<[JoinHandle<()>; 2]> {
     let orders = &lazy.orders;
     for id in layers(layout) {
@@ -180,24 +181,24 @@ fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fu
 fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
     let mut looked_at = None;
     loop {
-        let sweeps = {
+        let is_idle = {
             let mut state = orders.state.lock();
-            if !state.to_sweep && !orders.is_stopping() {
+            if state.removed.is_empty() && !orders.is_stopping() {
                 let _ = orders.changed.wait_for(&mut state, EVERY);
             }
-            state.to_sweep
+            state.removed.is_empty()
         };
-        if sweeps && !orders.is_stopping() {
+        if !is_idle && !orders.is_stopping() {
             thread::sleep(SETTLE);
-            orders.state.lock().to_sweep = false;
         }
+        let removed = std::mem::take(&mut orders.state.lock().removed);
         let Some(lazy) = lazy.upgrade().filter(|_| !orders.is_stopping()) else {
             return;
         };
         // A walk over the cache costs something, so only if there is more than before.
         let added = lazy.cache.added();
-        let kept = if sweeps {
-            sweep(&lazy, layout)
+        let kept = if !removed.is_empty() {
+            sweep(&lazy, layout, &removed)
         } else if looked_at == Some(added) {
             Ok(())
         } else {
@@ -210,10 +211,13 @@ fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
     }
 }
 
-/// Removes files of which no layer is left.
-fn sweep(lazy: &Lazy, layout: &Layout) -> lamina_fusefs::Result<()> {
+/// Removes files of which no layer is left but those that were `removed`.
+fn sweep(lazy: &Lazy, layout: &Layout, removed: &[u64]) -> lamina_fusefs::Result<()> {
     let mut kept: HashSet<Digest> = HashSet::new();
-    for id in layers(layout) {
+    for id in layers(layout)
+        .into_iter()
+        .filter(|id| !removed.contains(id))
+    {
         let table = layout.blob_table(id);
         match digests_in(&table, &lazy.limits) {
             Ok(digests) => kept.extend(digests),

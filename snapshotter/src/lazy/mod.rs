@@ -28,7 +28,8 @@ use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use lamina_fusefs::blob::{self, Cache, Files, Flights, Limits};
 use lamina_fusefs::image::Image;
@@ -120,6 +121,9 @@ pub(crate) struct Opened {
     pub(crate) files: Arc<Files>,
 }
 
+/// How long the threads that keep a cache may take to end.
+const END: Duration = Duration::from_secs(1);
+
 /// Everything that all layers of a root share which are not unpacked.
 pub struct Lazy {
     registry: Arc<Registry>,
@@ -197,10 +201,11 @@ impl Lazy {
     /// Puts the cache on disk. From then on nothing is added to it.
     pub(crate) fn close(&self) {
         self.orders.stop();
-        for thread in self.threads.lock().drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread that keeps the cache panicked: a bug");
-            }
+        // One that waits for a registry is not waited for: what it brings is not kept any more.
+        let deadline = Instant::now() + END;
+        let threads = std::mem::take(&mut *self.threads.lock());
+        while Instant::now() < deadline && threads.iter().any(|thread| !thread.is_finished()) {
+            thread::sleep(Duration::from_millis(5));
         }
         if let Err(error) = self.cache.close() {
             tracing::warn!(%error, "the cache was not closed: its files will be read again");

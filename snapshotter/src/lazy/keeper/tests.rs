@@ -53,7 +53,7 @@ fn what_no_layer_has_goes() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (lazy, layout) = open(dir.path(), limits(0));
     drop(add(&lazy, 0));
-    sweep(&lazy, &layout).expect("sweep");
+    sweep(&lazy, &layout, &[]).expect("sweep");
     assert_eq!(lazy.cache.holds().expect("holds"), Holds::default());
     lazy.close();
     // Closed, it hands out what it is given, and keeps nothing.
