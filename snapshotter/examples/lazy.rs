@@ -28,36 +28,38 @@ const EXPECTED: &str = "10";
 #[derive(Clone, Copy)]
 struct Contender {
     name: &'static str,
-    packing: Packing,
+    /// The repository of the image.
+    image: &'static str,
     /// `None`: by overlayfs. Else by Lamina, and whether the whole image is fetched at the same time.
     fills: Option<bool>,
 }
 
-const CONTENDERS: [Contender; 8] = [
-    contender("overlayfs, gzip: pulled and unpacked", Packing::Gzip, None),
-    contender("Lamina, eStargz", Packing::Estargz, Some(true)),
-    contender("Lamina, eStargz, not filled", Packing::Estargz, Some(false)),
-    contender("Lamina, zstd:chunked", Packing::ZstdChunked, Some(true)),
+/// The image of which `ctr-remote images optimize` has watched the program.
+const OPTIMIZED: &str = "optimized";
+
+const CONTENDERS: [Contender; 10] = [
+    contender("overlayfs, gzip: pulled and unpacked", "gzip", None),
+    contender(
+        "Lamina, eStargz with its files first",
+        OPTIMIZED,
+        Some(true),
+    ),
+    contender("Lamina, the same, not filled", OPTIMIZED, Some(false)),
+    contender("Lamina, eStargz", "estargz", Some(true)),
+    contender("Lamina, eStargz, not filled", "estargz", Some(false)),
+    contender("Lamina, zstd:chunked", "zstd-chunked", Some(true)),
     contender(
         "Lamina, zstd:chunked, not filled",
-        Packing::ZstdChunked,
+        "zstd-chunked",
         Some(false),
     ),
-    contender("Lamina, gzip: first pull ever", Packing::Gzip, Some(false)),
-    contender("Lamina, zstd: first pull ever", Packing::Zstd, Some(false)),
-    contender(
-        "Lamina, plain tar: first pull ever",
-        Packing::Tar,
-        Some(false),
-    ),
+    contender("Lamina, gzip: first pull ever", "gzip", Some(false)),
+    contender("Lamina, zstd: first pull ever", "zstd", Some(false)),
+    contender("Lamina, plain tar: first pull ever", "tar", Some(false)),
 ];
 
-const fn contender(name: &'static str, packing: Packing, fills: Option<bool>) -> Contender {
-    Contender {
-        name,
-        packing,
-        fills,
-    }
+const fn contender(name: &'static str, image: &'static str, fills: Option<bool>) -> Contender {
+    Contender { name, image, fills }
 }
 
 /// What one start took.
@@ -87,9 +89,10 @@ fn main() -> Result<()> {
     }
     let address = registry.address();
     let plain = format!("{address}/plain:t");
-    stage
-        .ctr
-        .convert_to_estargz(&plain, &format!("{address}/estargz:t"))?;
+    let estargz = format!("{address}/estargz:t");
+    stage.ctr.convert_to_estargz(&plain, &estargz)?;
+    let optimized = format!("{address}/{OPTIMIZED}:t");
+    stage.ctr.optimize_as_estargz(&plain, &optimized, SCRIPT)?;
 
     say(&format!(
         "Each starts on a host that has nothing, over a link of {} MB/s and {} ms, {rounds} times:",
@@ -130,7 +133,7 @@ fn start(contender: Contender, registry: &Registry) -> Result<Taken> {
     let config = format!("[lazy]\nfill = {fills}\n");
     let mut host = Host::start_configured(UpperMode::Union, &config)?;
     let proxy = Proxy::start_behind(registry.port(), Some(LINK))?;
-    let image = format!("{}/{}:t", proxy.address(), contender.packing.name());
+    let image = format!("{}/{}:t", proxy.address(), contender.image);
     let begin = Instant::now();
     let (pull, line, came);
     if contender.fills.is_some() {

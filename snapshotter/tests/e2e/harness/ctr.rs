@@ -101,9 +101,21 @@ impl Ctr {
 
     /// Makes an eStargz image of another one, and pushes it.
     pub fn convert_to_estargz(&self, from: &str, to: &str) -> Result<()> {
+        self.remake(from, to, &["convert", "--estargz", "--oci"])
+    }
+
+    /// The same, in which those files come first that `script` reads.
+    pub fn optimize_as_estargz(&self, from: &str, to: &str, script: &str) -> Result<()> {
+        let entrypoint = r#"--entrypoint=["/bin/sh","-ec"]"#;
+        let args = format!("--args={}", serde_json::json!([script]));
+        self.remake(from, to, &["optimize", "--oci", entrypoint, &args])
+    }
+
+    fn remake(&self, from: &str, to: &str, how: &[&str]) -> Result<()> {
+        let convert = [&["images"], how, &[from, to]].concat();
         let steps: [&[&str]; 4] = [
             &["content", "fetch", "--plain-http", from],
-            &["images", "convert", "--estargz", "--oci", from, to],
+            &convert,
             &["images", "push", "--plain-http", to],
             &["images", "remove", "--sync", from, to],
         ];
