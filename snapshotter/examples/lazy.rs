@@ -10,6 +10,7 @@ mod harness;
 
 use std::env;
 use std::path::PathBuf;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -67,6 +68,8 @@ struct Taken {
     pull: Duration,
     first_line: Duration,
     bytes: u64,
+    /// What part of the link was used until nothing more came, where the image was filled.
+    share: Option<f64>,
 }
 
 fn main() -> Result<()> {
@@ -101,8 +104,8 @@ fn main() -> Result<()> {
     ));
     say("  until python3 has imported numpy and printed a line (medians)");
     say("");
-    say("| who | pull | first output | of overlayfs | bytes until then |");
-    say("| --- | ---: | ---: | ---: | ---: |");
+    say("| who | pull | first output | of overlayfs | bytes until then | link used until filled |");
+    say("| --- | ---: | ---: | ---: | ---: | ---: |");
     let mut taken: Vec<Vec<Taken>> = CONTENDERS.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
         for (contender, taken) in CONTENDERS.iter().zip(&mut taken) {
@@ -114,9 +117,11 @@ fn main() -> Result<()> {
         let pull = median(taken.iter().map(|one| one.pull));
         let first = median(taken.iter().map(|one| one.first_line));
         let bytes = taken.iter().map(|one| one.bytes).max().unwrap_or(0);
+        let share = taken.iter().filter_map(|one| one.share).reduce(f64::min);
+        let share = share.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", 100.0 * share));
         let yardstick = *yardstick.get_or_insert(first);
         say(&format!(
-            "| {} | {:.2} s | {:.2} s | {:.0} % | {:.1} MB |",
+            "| {} | {:.2} s | {:.2} s | {:.0} % | {:.1} MB | {share} |",
             contender.name,
             pull.as_secs_f64(),
             first.as_secs_f64(),
@@ -151,6 +156,7 @@ fn start(contender: Contender, registry: &Registry) -> Result<Taken> {
         pull,
         first_line: came - begin,
         bytes: proxy.bytes(),
+        share: fills.then(|| share_until_quiet(&proxy, begin)),
     };
     if contender.fills.is_some() {
         proxy.set(Fault::Refuse);
@@ -163,6 +169,18 @@ fn start(contender: Contender, registry: &Registry) -> Result<Taken> {
         );
     }
     Ok(taken)
+}
+
+/// Waits until nothing has come for a second, and answers what part of the link was used until then.
+fn share_until_quiet(proxy: &Proxy, begin: Instant) -> f64 {
+    let (mut bytes, mut last) = (proxy.bytes(), Instant::now());
+    while last.elapsed() < Duration::from_secs(1) {
+        thread::sleep(Duration::from_millis(20));
+        if proxy.bytes() > bytes {
+            (bytes, last) = (proxy.bytes(), Instant::now());
+        }
+    }
+    bytes as f64 / (last - begin).as_secs_f64() / LINK.rate as f64
 }
 
 fn median(all: impl Iterator<Item = Duration>) -> Duration {
