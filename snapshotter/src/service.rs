@@ -14,7 +14,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::{Error, Result};
 use crate::lazy::status::{CacheAction, CacheStatus, LayerStatus};
@@ -79,13 +79,23 @@ fn failed_on(address: &Path) -> impl Fn(String) -> Error {
 
 /// Asks the daemon on a socket for the layers that were not unpacked.
 pub(crate) async fn fetch_layers(address: &Path) -> Result<Vec<LayerStatus>> {
-    let failed = |status: Status| failed_on(address)(status.to_string());
     let mut client = connect(address).await?;
     let stream = client.layers(status_api::LayersRequest {}).await;
+    let layers = |page: status_api::LayersResponse| page.layers.into_iter().map(layer_in);
+    all_pages(address, stream, layers).await
+}
+
+/// Everything that a stream of pages brings.
+async fn all_pages<P, T, I: Iterator<Item = T>>(
+    address: &Path,
+    stream: Result<Response<Streaming<P>>, Status>,
+    items: impl Fn(P) -> I,
+) -> Result<Vec<T>> {
+    let failed = |status: Status| failed_on(address)(status.to_string());
     let mut stream = stream.map_err(failed)?.into_inner();
     let mut all = Vec::new();
     while let Some(page) = stream.message().await.map_err(failed)? {
-        all.extend(page.layers.into_iter().map(layer_in));
+        all.extend(items(page));
     }
     Ok(all)
 }
@@ -114,21 +124,10 @@ pub(crate) async fn keep_cache(address: &Path, action: CacheAction) -> Result<Ca
 
 /// Asks the daemon on a socket for its status.
 pub(crate) async fn fetch_status(address: &Path) -> Result<Vec<SnapshotStatus>> {
-    let failed = failed_on(address);
     let mut client = connect(address).await?;
     let stream = client.snapshots(status_api::SnapshotsRequest {}).await;
-    let mut stream = stream
-        .map_err(|status| failed(status.to_string()))?
-        .into_inner();
-    let mut all = Vec::new();
-    while let Some(page) = stream
-        .message()
-        .await
-        .map_err(|status| failed(status.to_string()))?
-    {
-        all.extend(page.snapshots.into_iter().map(status_in));
-    }
-    Ok(all)
+    let snapshots = |page: status_api::SnapshotsResponse| page.snapshots.into_iter().map(status_in);
+    all_pages(address, stream, snapshots).await
 }
 
 impl Service {

@@ -215,9 +215,14 @@ impl Image {
         self.tree.xattr_names(id)
     }
 
+    /// Whether the bytes of its files may be elsewhere than on this host.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.stack.is_remote
+    }
+
     /// A regular file, if its bytes are not on this host: opening it would have to wait.
     pub(crate) fn absent(&self, id: ImageId) -> Result<Option<Absent>> {
-        if !self.stack.is_remote || self.kind(id) != FileKind::Regular {
+        if self.kind(id) != FileKind::Regular {
             return Ok(None);
         }
         let (layer, path) = self.tree.data(id)?;

@@ -148,6 +148,25 @@ impl Handler {
     }
 }
 
+/// Answers with what `read` puts into a buffer of `size` bytes.
+fn answer_read(
+    operation: Operation,
+    ino: INodeNo,
+    size: u32,
+    reply: ReplyData,
+    read: impl FnOnce(&mut [u8]) -> Result<usize>,
+) {
+    with_buffer(size as usize, |buffer| {
+        answer(
+            operation,
+            ino,
+            reply,
+            move || read(buffer).map(|count| &buffer[..count]),
+            ReplyData::data,
+        );
+    });
+}
+
 /// Makes the kernel ask for a file's attributes again. Of an open it does not expect that they
 /// change, but a copy-up changes the ctime.
 fn forget_attributes(notifier: &OnceLock<Notifier>, ino: INodeNo) {
@@ -480,32 +499,15 @@ impl Filesystem for Handler {
     ) {
         let operation = self.asked(Operation::Read);
         if !self.no_open {
-            return with_buffer(size as usize, |buffer| {
-                let read = |buffer: &mut [u8]| self.union.read(handle(fh), offset, buffer);
-                answer(
-                    operation,
-                    ino,
-                    reply,
-                    move || read(buffer).map(|count| &buffer[..count]),
-                    ReplyData::data,
-                );
-            });
+            let read = |buffer: &mut [u8]| self.union.read(handle(fh), offset, buffer);
+            return answer_read(operation, ino, size, reply, read);
         }
         let union = Arc::clone(&self.union);
         let absent = self.union.absent(node(ino));
         self.waiting.when_here(absent, move |here| {
-            with_buffer(size as usize, |buffer| {
-                let read = |buffer: &mut [u8]| {
-                    here?;
-                    union.read_unopened(node(ino), offset, buffer)
-                };
-                answer(
-                    operation,
-                    ino,
-                    reply,
-                    move || read(buffer).map(|count| &buffer[..count]),
-                    ReplyData::data,
-                );
+            answer_read(operation, ino, size, reply, |buffer| {
+                here?;
+                union.read_unopened(node(ino), offset, buffer)
             });
         });
     }

@@ -105,6 +105,9 @@ impl Union {
     /// are not on this host. Whoever has other work fetches it first, where waiting does no harm:
     /// a request that has to wait keeps others waiting, too.
     pub fn absent(&self, node: NodeId) -> Result<Option<Absent>> {
+        if !self.image.is_remote() {
+            return Ok(None);
+        }
         let image = {
             let node = self.node(node)?;
             let state = node.state.lock();

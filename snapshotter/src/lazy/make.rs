@@ -214,11 +214,7 @@ fn repack(
     } else {
         Contents::repack(raw, to, layer.digest, &lazy.limits)?
     };
-    check_digest(
-        "the blob",
-        Digest::from(<[u8; 32]>::from(hash.finalize())),
-        layer.digest,
-    )?;
+    check_digest("the blob", Digest::from(hash), layer.digest)?;
     check_digest("the archive in the blob", diff_id, layer.diff_id)?;
     kept.sync()?;
     Ok(contents)

@@ -145,16 +145,10 @@ impl Lazy {
         options: &registry::Options,
         limits_of_cache: keeper::Limits,
     ) -> lamina_fusefs::Result<Arc<Lazy>> {
-        let dir = layout.cache();
-        std::fs::create_dir_all(&dir).map_err(|source| lamina_fusefs::Error::Path {
-            action: "cannot create",
-            path: dir.clone(),
-            source,
-        })?;
         let lazy = Arc::new(Lazy {
             registry: Arc::new(Registry::new(options)),
             images: Images::default(),
-            cache: Arc::new(Cache::open(&dir)?),
+            cache: Arc::new(Cache::open(&layout.cache())?),
             flights: Arc::default(),
             limits: Limits::default(),
             opened: Chains::new(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lamina_fusefs::blob::{Digest, Source};
 use oci_spec::distribution::Reference;
 
-use super::{Ask, Part, Registry, RegistryError};
+use super::{Ask, Registry, RegistryError};
 
 /// One blob.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ impl RemoteBlob {
             repository: self.reference.repository(),
             path: format!("blobs/{}", self.digest),
             accept: "*/*",
-            part: Some(Part::Range(range.clone())),
+            part: Some(range.clone()),
             most: length.saturating_add(1),
         })?;
         let wrong = |what: String| RegistryError::Answer {

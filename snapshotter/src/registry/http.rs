@@ -10,7 +10,7 @@ use ureq::http::{HeaderMap, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::hosts::{Endpoint, Tls};
-use super::{Ask, Part, RegistryError};
+use super::{Ask, RegistryError};
 
 /// How long it may take until a connection stands.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -100,7 +100,7 @@ pub(crate) fn get(
     for (name, value) in &endpoint.headers {
         request = request.header(name, value);
     }
-    if let Some(Part::Range(range)) = &ask.part {
+    if let Some(range) = &ask.part {
         request = request.header(
             "Range",
             format!("bytes={}-{}", range.start, range.end.saturating_sub(1)),

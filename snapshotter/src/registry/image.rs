@@ -10,7 +10,6 @@ use oci_spec::distribution::Reference;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Platform};
 use parking_lot::Mutex;
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 
 use super::{Ask, Registry, RegistryError};
 
@@ -202,8 +201,7 @@ pub fn parse(name: &str) -> Result<Reference, RegistryError> {
 
 /// The chain ID of a layer, from that of the layers below and its own diff ID.
 fn chain_id(below: &str, diff_id: &str) -> String {
-    let hash = Sha256::digest(format!("{below} {diff_id}").as_bytes());
-    Digest::from(<[u8; 32]>::from(hash)).to_string()
+    Digest::of(format!("{below} {diff_id}").as_bytes()).to_string()
 }
 
 fn digest_of(descriptor: &Descriptor) -> Result<Digest, String> {

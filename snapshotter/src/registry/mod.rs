@@ -72,17 +72,10 @@ pub(crate) struct Ask<'a> {
     pub(crate) path: String,
     /// Media types that are understood.
     pub(crate) accept: &'a str,
-    /// A part of it.
-    pub(crate) part: Option<Part>,
+    /// These bytes of it alone.
+    pub(crate) part: Option<Range<u64>>,
     /// The most bytes that are read of an answer.
     pub(crate) most: u64,
-}
-
-/// Which bytes of a blob.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Part {
-    /// These.
-    Range(Range<u64>),
 }
 
 /// All registries.
