@@ -1,4 +1,6 @@
-//! The files of a blob, each fetched when it is first wanted.
+//! The files of a blob, each fetched when it is first wanted, or before ([`first`]).
+
+mod first;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +18,6 @@ use parking_lot::{Condvar, Mutex};
 use super::cache::Cache;
 use super::chunk::{Packing, unpack};
 use super::digest::Digest;
-use super::entry::Chunk;
 use super::limits::Limits;
 use super::table::{Found, Table};
 use super::{Compression, Flaw};
@@ -76,6 +77,8 @@ pub struct Files {
     flights: Arc<Flights>,
     limits: Limits,
     counters: Counters,
+    /// How many lists of files are being fetched that will be wanted first.
+    lists: AtomicUsize,
     /// For threads that go on after an answer.
     me: Weak<Files>,
 }
@@ -152,8 +155,15 @@ impl Files {
             flights,
             limits: *limits,
             counters: Counters::default(),
+            lists: AtomicUsize::new(0),
             me: Weak::clone(me),
         }))
+    }
+
+    /// The digest of a file, and its length in bytes.
+    pub fn digest(&self, ino: Ino) -> Option<(Digest, u64)> {
+        let found = self.table.find(ino)?;
+        Some((found.digest, found.size))
     }
 
     /// A file, if it is here.
@@ -182,7 +192,8 @@ impl Files {
     /// Fetches a file that somebody waits for, and those behind it that came along.
     fn fetch_ahead(&self, found: &Found) -> Result<File> {
         let mut have = Have::default();
-        if !self.source.is_far() {
+        // Where it is known what will be wanted next, that is under way.
+        if !self.source.is_far() || self.lists.load(Ordering::Relaxed) > 0 {
             return self.fetch_found(found, found.chunks.end, &mut have);
         }
         have.most = AHEAD;
@@ -250,31 +261,13 @@ impl Files {
         Ok(here)
     }
 
-    /// Fetches the files that the maker of the blob wants to be fetched first.
-    pub fn prefetch(&self) -> Result<()> {
-        self.fetch_all(
-            |chunk| chunk.stretch.start < self.table.prefetch(),
-            &mut |_| true,
-        )
-    }
-
     /// Fetches all files, while `goes_on` says yes: it is told how many bytes of the blob were read
     /// since it was asked last, and may take its time.
     pub fn fill(&self, goes_on: &mut dyn FnMut(u64) -> bool) -> Result<()> {
-        self.fetch_all(|_| true, goes_on)
-    }
-
-    fn fetch_all(
-        &self,
-        is_wanted: impl Fn(&Chunk) -> bool,
-        goes_on: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<()> {
         let mut have = Have::default();
         for number in self.table.files() {
             let found = self.table.file(number);
-            let first = found.chunks.clone().next();
-            let is_wanted = first.is_none_or(|first| is_wanted(&self.table.chunk(first)));
-            if !is_wanted || self.cache.holds_file(found.digest)? {
+            if self.cache.holds_file(found.digest)? {
                 continue;
             }
             let before = self.counts().fetched;
@@ -387,6 +380,17 @@ impl Files {
             }
         };
         unpack(&chunk, stretch, packing, &self.limits)
+    }
+
+    /// A stretch of the blob, read now.
+    fn have(&self, range: Range<u64>) -> Result<Have> {
+        let bytes = self.read(range.clone());
+        let bytes = bytes.map_err(|flaw| self.failed(Arc::new(flaw)))?;
+        Ok(Have {
+            range,
+            bytes,
+            ..Have::default()
+        })
     }
 
     fn read(&self, range: Range<u64>) -> Result<Vec<u8>, Flaw> {

@@ -67,7 +67,7 @@ impl LayerData for DirLayer {
 
 /// A layer with its index.
 pub struct IndexedLayer<D: ?Sized = DirLayer> {
-    index: Index,
+    index: Arc<Index>,
     data: Arc<D>,
 }
 
@@ -78,8 +78,15 @@ impl BlobLayer {
     /// The layer of a blob, with the index at `path` that was written together with its chunk
     /// table.
     pub fn of_blob(data: Arc<dyn LayerData>, path: &Path) -> Result<BlobLayer> {
-        let index = Index::open(path, Kind::Layer)?;
+        let index = Arc::new(Index::open(path, Kind::Layer)?);
         Ok(IndexedLayer { index, data })
+    }
+
+    /// The same layer, its bytes asked of somebody else.
+    #[must_use]
+    pub fn with_data(&self, data: Arc<dyn LayerData>) -> BlobLayer {
+        let index = Arc::clone(&self.index);
+        IndexedLayer { index, data }
     }
 
     /// What tells this blob from others.
@@ -94,6 +101,7 @@ impl IndexedLayer {
         let index = Index::open(path, Kind::Layer)?;
         let stamped = index.check_stamps(&[dir.stamp()]);
         stamped.map_err(|flaw| flaw.of(path))?;
+        let index = Arc::new(index);
         Ok(IndexedLayer { data: dir, index })
     }
 
@@ -102,6 +110,7 @@ impl IndexedLayer {
         let bytes = bytes_of(&dir)?;
         let index = Index::of_bytes(bytes, Kind::Layer);
         let index = index.map_err(|flaw| flaw.of(Path::new(Layer::name(&*dir))))?;
+        let index = Arc::new(index);
         Ok(IndexedLayer { data: dir, index })
     }
 

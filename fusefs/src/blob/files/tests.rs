@@ -186,6 +186,84 @@ fn a_blob_is_filled_in_few_requests_until_somebody_has_enough() {
     }
 }
 
+/// Many files of some KiB, and their paths.
+fn many() -> (Vec<String>, Vec<Vec<u8>>) {
+    let numbers = 0..400u32;
+    let bytes = |number: u32| {
+        let words = (0..3000).map(move |at: u32| (at * at + number * 77).to_le_bytes());
+        words.flatten().collect()
+    };
+    let paths = numbers.clone().map(|number| format!("f{number:03}"));
+    (paths.collect(), numbers.map(bytes).collect())
+}
+
+#[test]
+fn files_that_are_known_to_be_wanted_first_come_before_they_are_asked_for() {
+    let (paths, bytes) = many();
+    let pieces: Vec<[&[u8]; 1]> = bytes.iter().map(|bytes| [&bytes[..]]).collect();
+    let files: Vec<_> = paths
+        .iter()
+        .zip(&pieces)
+        .map(|(path, pieces)| (path.as_str(), &pieces[..]))
+        .collect();
+    for layer in [
+        Layer::with_toc(Blob::estargz(&files)),
+        Layer::with_toc(Blob::zstd_chunked(&files)),
+    ] {
+        layer.source.is_far.store(true, Ordering::SeqCst);
+        // Each tenth, the last first, and one that this blob has not.
+        let listed: Vec<usize> = (0..paths.len()).step_by(10).rev().collect();
+        let mut digests: Vec<_> = listed.iter().map(|&at| Digest::of(&bytes[at])).collect();
+        digests.insert(3, Digest::of(b"of another layer"));
+        layer.files.fetch_first(&digests).unwrap();
+        let asked: u64 = layer
+            .source
+            .reads
+            .lock()
+            .iter()
+            .map(|one| one.end - one.start)
+            .sum();
+        for (at, path) in paths.iter().enumerate() {
+            assert_eq!(layer.is_here(path), listed.contains(&at), "{path}");
+        }
+        let total = layer.source.bytes.lock().len() as u64;
+        assert!(asked < total / 2, "{asked} of {total}");
+        let reads = layer.reads();
+        layer.files.fetch_first(&digests).unwrap();
+        for &at in &listed {
+            assert_eq!(layer.fetch(&paths[at]).unwrap(), bytes[at]);
+        }
+        assert_eq!(layer.reads(), reads, "all of them are here");
+    }
+}
+
+#[test]
+fn who_wants_a_file_of_the_list_waits_for_it_and_a_dead_registry_ends_the_list() {
+    let (paths, bytes) = many();
+    let pieces: Vec<[&[u8]; 1]> = bytes.iter().map(|bytes| [&bytes[..]]).collect();
+    let files = paths.iter().zip(&pieces);
+    let files: Vec<_> = files
+        .map(|(path, pieces)| (path.as_str(), &pieces[..]))
+        .collect();
+    let layer = Layer::with_toc(Blob::estargz(&files));
+    layer.source.is_far.store(true, Ordering::SeqCst);
+    layer.source.is_dead.store(true, Ordering::SeqCst);
+    let digests: Vec<_> = bytes.iter().map(|bytes| Digest::of(bytes)).collect();
+    layer.files.fetch_first(&digests).expect_err("dead");
+    layer.fetch("f001").expect_err("dead");
+    layer.source.is_dead.store(false, Ordering::SeqCst);
+    layer.source.is_slow.store(true, Ordering::SeqCst);
+    thread::scope(|scope| {
+        let list = scope.spawn(|| layer.files.fetch_first(&digests));
+        for at in [399, 200, 0] {
+            assert_eq!(layer.fetch(&paths[at]).unwrap(), bytes[at]);
+        }
+        list.join().unwrap().unwrap();
+    });
+    let here = layer.files.here().unwrap();
+    assert_eq!(here.cached, here.total);
+}
+
 #[test]
 fn a_large_ordinary_blob_is_read_in_parts() {
     let mut state = 1u64;

@@ -1,0 +1,161 @@
+//! Files that will be wanted soon, fetched before anybody asks for them.
+//!
+//! One after the other, each would cost a round trip. Here it is known beforehand which files they are,
+//! so several stretches of the blob are under way at a time, each with as many of them as lie close
+//! together; and while one of them is waited for, others are unpacked.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use parking_lot::Mutex;
+
+use super::{Files, Found, Have, JOINED, Landing, Role};
+use crate::blob::digest::Digest;
+use crate::error::Result;
+
+/// Stretches that are under way at a time.
+const AT_A_TIME: usize = 6;
+/// The most bytes of a stretch: so many that several share the link from the beginning.
+const STRETCH: u64 = 1 << 20;
+/// So many bytes that nobody wants are read along rather than asking once more. Others are asked for
+/// at the same time, so that asking costs little.
+const GAP: u64 = 16 << 10;
+/// So many bytes of the blob are sorted by where they lie. What is wanted later than that comes later.
+const WAVE: u64 = 4 << 20;
+
+/// A stretch of the blob, and the files in it that are wanted.
+struct Stretch {
+    range: Range<u64>,
+    files: Vec<Found>,
+}
+
+impl Files {
+    /// Fetches the files that the maker of the blob wants to be fetched first.
+    pub fn prefetch(&self) -> Result<()> {
+        let end = self.table.prefetch();
+        let all = self.table.files().map(|number| self.table.file(number));
+        let wanted = all.filter(|found| self.extent(found).is_some_and(|range| range.start < end));
+        self.fetch_list(wanted.collect())
+    }
+
+    /// Fetches those of the files with these digests that the blob has, the first named first.
+    pub fn fetch_first(&self, wanted: &[Digest]) -> Result<()> {
+        let mut places: HashMap<Digest, usize> = HashMap::new();
+        for (place, digest) in wanted.iter().enumerate() {
+            places.entry(*digest).or_insert(place);
+        }
+        let all = self.table.files().map(|number| self.table.file(number));
+        let found = all.filter_map(|found| Some((*places.get(&found.digest)?, found)));
+        let mut found: Vec<_> = found.collect();
+        found.sort_by_key(|(place, _)| *place);
+        found.dedup_by_key(|(place, _)| *place);
+        self.fetch_list(found.into_iter().map(|(_, found)| found).collect())
+    }
+
+    fn fetch_list(&self, wanted: Vec<Found>) -> Result<()> {
+        let mut absent = Vec::new();
+        for found in wanted {
+            if !self.cache.holds_file(found.digest)? {
+                absent.push(found);
+            }
+        }
+        let stretches = self.stretches(absent);
+        if stretches.is_empty() {
+            return Ok(());
+        }
+        self.lists.fetch_add(1, Ordering::Relaxed);
+        let next = AtomicUsize::new(0);
+        let failed = Mutex::new(None);
+        thread::scope(|scope| {
+            let work = || {
+                while let Some(stretch) = stretches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = self.fetch_stretch(stretch) {
+                        // The others need not try.
+                        next.store(stretches.len(), Ordering::Relaxed);
+                        failed.lock().get_or_insert(error);
+                    }
+                }
+            };
+            for _ in 1..AT_A_TIME.min(stretches.len()) {
+                let name = "lamina-first".to_owned();
+                if let Err(error) = thread::Builder::new().name(name).spawn_scoped(scope, work) {
+                    tracing::debug!(%error, "fewer files are fetched at a time");
+                    break;
+                }
+            }
+            work();
+        });
+        self.lists.fetch_sub(1, Ordering::Relaxed);
+        failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    /// Where in the blob a file lies; `None`: it has no bytes.
+    fn extent(&self, found: &Found) -> Option<Range<u64>> {
+        let chunks = found.chunks.clone();
+        let stretches = chunks.map(|number| self.table.chunk(number).stretch);
+        stretches.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end))
+    }
+
+    /// Stretches of the blob with all of these files, in about their order.
+    fn stretches(&self, wanted: Vec<Found>) -> Vec<Stretch> {
+        let placed = wanted.into_iter();
+        let placed = placed.filter_map(|found| Some((self.extent(&found)?, found)));
+        let (mut all, mut wave, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (range, found) in placed {
+            bytes += range.end - range.start;
+            wave.push((range, found));
+            if bytes >= WAVE {
+                join(std::mem::take(&mut wave), &mut all);
+                bytes = 0;
+            }
+        }
+        join(wave, &mut all);
+        all
+    }
+
+    fn fetch_stretch(&self, stretch: &Stretch) -> Result<()> {
+        let mut led: Vec<(&Found, Landing)> = Vec::new();
+        for found in &stretch.files {
+            // One that somebody else fetches is none of ours.
+            if !self.cache.holds_file(found.digest)?
+                && let Role::Lead(flight) = self.flights.join(found.digest)
+            {
+                led.push((found, self.landing(found.digest, flight)));
+            }
+        }
+        let extents = led.iter().filter_map(|(found, _)| self.extent(found));
+        let needed = extents.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end));
+        let mut have = Have::default();
+        if let Some(range) = needed.filter(|range| range.end - range.start <= JOINED) {
+            have = self.have(range)?;
+        }
+        for (found, landing) in led {
+            self.land(found, found.chunks.end, &mut have, &landing)?;
+        }
+        Ok(())
+    }
+}
+
+/// Joins what lies close together.
+fn join(mut wave: Vec<(Range<u64>, Found)>, into: &mut Vec<Stretch>) {
+    wave.sort_by_key(|(range, _)| range.start);
+    let mut open: Option<Stretch> = None;
+    for (range, found) in wave {
+        match &mut open {
+            Some(last)
+                if range.start <= last.range.end.saturating_add(GAP)
+                    && range.end.saturating_sub(last.range.start) <= STRETCH =>
+            {
+                last.range.end = last.range.end.max(range.end);
+                last.files.push(found);
+            }
+            _ => {
+                let files = vec![found];
+                into.extend(open.replace(Stretch { range, files }));
+            }
+        }
+    }
+    into.extend(open);
+}
