@@ -77,6 +77,8 @@ pub struct LazyConfig {
     pub fill: bool,
     /// The most that this may take of the link, in MiB a second; 0: no limit.
     pub fill_mib_per_sec: u64,
+    /// Record what containers open first, and fetch that first when their image is next pulled.
+    pub profiles: bool,
 }
 
 impl LazyConfig {
@@ -87,6 +89,7 @@ impl LazyConfig {
             free_percent: self.free_percent,
             fill: self.fill,
             fill_rate: self.fill_mib_per_sec.saturating_mul(1 << 20),
+            profiles: self.profiles,
         }
     }
 
@@ -204,6 +207,7 @@ impl Default for LazyConfig {
             free_percent: keeper::Limits::default().free_percent,
             fill: true,
             fill_mib_per_sec: 0,
+            profiles: true,
         }
     }
 }
@@ -427,6 +431,10 @@ fill = true
 
 # The most that this may take of the link, in MiB a second; 0 is no limit.
 fill_mib_per_sec = 0
+
+# Record which files the containers of an image open while they start, and fetch these first when an
+# image of the same repository is next pulled.
+profiles = true
 
 [log]
 # error, warn, info, debug or trace; or directives for single modules:

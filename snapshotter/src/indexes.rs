@@ -8,7 +8,6 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use lamina_fusefs::image::{LayerPlace, verify_index};
 use lamina_fusefs::index::{self, Kind};
@@ -25,12 +24,12 @@ pub(crate) fn make(layout: &Layout, id: u64) {
     }
 }
 
-/// Where a committed snapshot's layer lies, with its index. `lazy` opens one that was not unpacked;
-/// without it, all but its files can be read.
+/// Where a committed snapshot's layer lies, with its index. `lazy` opens one that was not unpacked, for
+/// the image on a chain; without it, all but its files can be read.
 pub(crate) fn place(
     layout: &Layout,
     id: u64,
-    lazy: Option<&Lazy>,
+    lazy: Option<(&Lazy, &[u64])>,
 ) -> lamina_fusefs::Result<LayerPlace> {
     if !layout.blob_record(id).exists() {
         return Ok(LayerPlace::Dir {
@@ -39,7 +38,7 @@ pub(crate) fn place(
         });
     }
     Ok(LayerPlace::Blob(match lazy {
-        Some(lazy) => Arc::clone(&lazy.layer(layout, id)?.layer),
+        Some((lazy, chain)) => lazy.layer_of(layout, id, chain)?,
         None => lazy::unread(layout, id)?,
     }))
 }

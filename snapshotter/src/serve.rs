@@ -155,7 +155,7 @@ impl FuseMounter {
         };
         let image = self.images.get(top, || {
             let places = chain.iter();
-            let lazy = self.lazy.get().map(Arc::as_ref);
+            let lazy = self.lazy.get().map(|lazy| (&**lazy, chain));
             let places = places.map(|id| indexes::place(layout, *id, lazy));
             let places = places.collect::<lamina_fusefs::Result<Vec<_>>>()?;
             if self.index {
@@ -229,6 +229,9 @@ impl Mounter for FuseMounter {
         let union = Union::new(image, upper)?
             .metacopy(self.metacopy)
             .partial_copy_up_from(in_part);
+        if let Some(lazy) = self.lazy.get() {
+            lazy.starts(plan.layout, plan.chain);
+        }
         let session = Session::mount(Arc::new(union), plan.at, &options)?;
         Ok(Box::new(session))
     }

@@ -1,9 +1,11 @@
 //! What is done about lazy layers while nobody waits for it.
 //!
-//! Two threads, for as long as the root is open. The *filler* fetches layers that were just made: first
-//! what their makers want to be fetched first, then, if that is wished for, all of them. While somebody
-//! waits for a file, it leaves the link alone half of the time. The *keeper* keeps the cache within its limits, and clears
-//! away what belonged to layers that were removed.
+//! Three threads, for as long as the root is open. The *prefetcher* fetches what will be wanted first of
+//! layers that were just made: what the profile of their image tells, and what their makers say. The
+//! *filler* then fetches all of them, if that is wished for. While somebody waits for a file, it leaves
+//! the link alone half of the time, and for the prefetcher all of the time. The *keeper* keeps the cache
+//! within its limits, clears away what belonged to layers that were removed, and writes down what was
+//! recorded.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs;
@@ -16,6 +18,7 @@ use lamina_fusefs::blob::{Digest, Holds, digests_in};
 use parking_lot::{Condvar, Mutex};
 
 use super::Lazy;
+use super::record::Record;
 use crate::store::layout::{Entry, Layout};
 
 /// How often the keeper looks at the cache.
@@ -40,6 +43,8 @@ pub struct Limits {
     pub fill: bool,
     /// The most bytes a second that this may take; 0: no limit.
     pub fill_rate: u64,
+    /// Whether it is recorded what containers open first, and fetched first at the next pull.
+    pub profiles: bool,
 }
 
 impl Default for Limits {
@@ -49,11 +54,12 @@ impl Default for Limits {
             free_percent: 5,
             fill: true,
             fill_rate: 0,
+            profiles: true,
         }
     }
 }
 
-/// What both threads are told.
+/// What all threads are told.
 #[derive(Default)]
 pub(super) struct Orders {
     state: Mutex<State>,
@@ -65,6 +71,10 @@ pub(super) struct Orders {
 
 #[derive(Default)]
 struct State {
+    /// Layers of which what will be wanted first is to be fetched.
+    to_prefetch: VecDeque<u64>,
+    /// Whether that is being done.
+    is_prefetching: bool,
     /// Layers to be filled, and not before when.
     to_fill: VecDeque<(u64, Instant)>,
     /// Layers that were removed; their directories may still be there.
@@ -74,13 +84,30 @@ struct State {
 impl Orders {
     /// A layer was made.
     pub(super) fn made(&self, id: u64) {
-        self.state.lock().to_fill.push_back((id, Instant::now()));
+        let mut state = self.state.lock();
+        state.to_prefetch.push_back(id);
+        state.to_fill.push_back((id, Instant::now()));
+        drop(state);
         self.changed.notify_all();
+    }
+
+    /// A layer was made by an earlier process.
+    fn found(&self, id: u64) {
+        self.state.lock().to_fill.push_back((id, Instant::now()));
+    }
+
+    /// Waits until nothing is prefetched.
+    fn give_way(&self) {
+        let mut state = self.state.lock();
+        while state.gives_way() && !self.is_stopping() {
+            self.changed.wait(&mut state);
+        }
     }
 
     /// A layer was removed.
     pub(super) fn removed(&self, id: u64) {
         let mut state = self.state.lock();
+        state.to_prefetch.retain(|other| *other != id);
         state.to_fill.retain(|(other, _)| *other != id);
         state.removed.push(id);
         drop(state);
@@ -99,12 +126,19 @@ impl Orders {
     }
 }
 
-/// Starts both. They end when they are told to, or when nobody has the root any more; the filler may
+impl State {
+    /// Whether there is something to prefetch, for which a filler gives way.
+    fn gives_way(&self) -> bool {
+        self.is_prefetching || !self.to_prefetch.is_empty()
+    }
+}
+
+/// Starts them. They end when they are told to, or when nobody has the root any more; two of them may
 /// have to wait for a registry first.
-pub(super) fn start(lazy: &Arc<Lazy>, layout: &Layout) -> std::io::Result<[JoinHandle<()>; 2]> {
+pub(super) fn start(lazy: &Arc<Lazy>, layout: &Layout) -> std::io::Result<[JoinHandle<()>; 3]> {
     let orders = &lazy.orders;
     for id in layers(layout) {
-        orders.made(id);
+        orders.found(id);
     }
     let spawn = |name: &str, run: fn(&Weak<Lazy>, &Orders, &Layout)| {
         let (lazy, orders, layout) = (Arc::downgrade(lazy), Arc::clone(orders), layout.clone());
@@ -112,7 +146,11 @@ pub(super) fn start(lazy: &Arc<Lazy>, layout: &Layout) -> std::io::Result<[JoinH
             .name(name.to_owned())
             .spawn(move || run(&lazy, &orders, &layout))
     };
-    Ok([spawn("lamina-filler", fill)?, spawn("lamina-keeper", keep)?])
+    Ok([
+        spawn("lamina-prefetcher", prefetch)?,
+        spawn("lamina-filler", fill)?,
+        spawn("lamina-keeper", keep)?,
+    ])
 }
 
 /// The layers of a root that were not unpacked.
@@ -129,8 +167,44 @@ pub(super) fn layers(layout: &Layout) -> Vec<u64> {
     ids
 }
 
+fn prefetch(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
+    while !orders.is_stopping() {
+        let next = {
+            let mut state = orders.state.lock();
+            let next = state.to_prefetch.pop_front();
+            let was_busy = std::mem::replace(&mut state.is_prefetching, next.is_some());
+            if next.is_none() {
+                if was_busy {
+                    orders.changed.notify_all();
+                }
+                orders.changed.wait(&mut state);
+            }
+            next
+        };
+        let Some(next) = next else { continue };
+        let Some(lazy) = lazy.upgrade() else { return };
+        if let Err(error) = prefetch_one(&lazy, layout, next) {
+            tracing::debug!(id = next, %error, "what is wanted first was not fetched");
+        }
+    }
+}
+
+/// Fetches what will be wanted first of a layer: as far as containers were seen to open it, or else what
+/// its maker says.
+fn prefetch_one(lazy: &Lazy, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+    let opened = lazy.layer(layout, id)?;
+    let record = Record::read(&layout.blob_record(id))?;
+    let wanted = lazy.wanted_first(&record);
+    if wanted.is_empty() {
+        opened.files.prefetch()
+    } else {
+        opened.files.fetch_first(&wanted)
+    }
+}
+
 fn fill(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
     while !orders.is_stopping() {
+        orders.give_way();
         let next = {
             let mut state = orders.state.lock();
             let now = Instant::now();
@@ -158,13 +232,13 @@ fn fill(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
 
 fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
     let files = Arc::clone(&lazy.layer(layout, id)?.files);
-    files.prefetch()?;
     if !lazy.limits_of_cache.fill {
         return Ok(());
     }
     let rate = lazy.limits_of_cache.fill_rate;
     let mut since = Instant::now();
     files.fill(&mut |bytes| {
+        orders.give_way();
         // Somebody waits: the link is theirs half of the time.
         if bytes > 0 && lazy.flights.is_awaited() {
             thread::sleep(since.elapsed().min(STAND_BACK));
@@ -195,6 +269,7 @@ fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
         let Some(lazy) = lazy.upgrade().filter(|_| !orders.is_stopping()) else {
             return;
         };
+        lazy.keep_profiles(false);
         // A walk over the cache costs something, so only if there is more than before.
         let added = lazy.cache.added();
         let kept = if !removed.is_empty() {

@@ -20,7 +20,9 @@ pub mod keeper;
 mod labels;
 mod make;
 mod pieces;
+pub mod profile;
 mod record;
+mod recorder;
 mod source;
 pub mod status;
 
@@ -31,7 +33,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lamina_fusefs::blob::{self, Cache, Files, Flights, Limits};
+use lamina_fusefs::blob::{self, Cache, Digest, Files, Flights, Limits};
 use lamina_fusefs::image::Image;
 use lamina_fusefs::index::{BlobLayer, LayerData};
 use lamina_fusefs::types::{Attr, Ino};
@@ -39,9 +41,10 @@ use parking_lot::Mutex;
 
 pub(crate) use self::labels::{SNAPSHOT_REF, Wanted};
 use self::record::{Format, Record};
+use self::recorder::{Recorder, Recorders, Watched};
 use self::source::BlobSource;
 use crate::chains::Chains;
-use crate::registry::image::Images;
+use crate::registry::image::{self, Images};
 use crate::registry::{self, Registry, RegistryError};
 use crate::store::layout::Layout;
 
@@ -115,6 +118,12 @@ impl LayerData for Unread {
     }
 }
 
+/// The repository of the image that a layer was pulled as.
+fn repository_of(record: &Record) -> Option<String> {
+    let reference = image::parse(&record.reference).ok()?;
+    Some(profile::repository_of(&reference))
+}
+
 /// A blob that is open.
 pub(crate) struct Opened {
     pub(crate) layer: Arc<BlobLayer>,
@@ -133,6 +142,8 @@ pub struct Lazy {
     limits: Limits,
     /// Blobs that are in use, by snapshot.
     opened: Chains<Opened>,
+    /// `None`: nothing is recorded.
+    recorders: Option<Recorders>,
     limits_of_cache: keeper::Limits,
     orders: Arc<keeper::Orders>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -152,6 +163,9 @@ impl Lazy {
             flights: Arc::default(),
             limits: Limits::default(),
             opened: Chains::new(),
+            recorders: limits_of_cache
+                .profiles
+                .then(|| Recorders::new(layout.profiles())),
             limits_of_cache,
             orders: Arc::default(),
             threads: Mutex::default(),
@@ -192,6 +206,52 @@ impl Lazy {
         Ok(opened)
     }
 
+    /// The layer of a snapshot, for the images on `chain`, the topmost first: what is opened of it
+    /// while their containers start is recorded.
+    pub(crate) fn layer_of(
+        &self,
+        layout: &Layout,
+        id: u64,
+        chain: &[u64],
+    ) -> lamina_fusefs::Result<Arc<BlobLayer>> {
+        let opened = self.layer(layout, id)?;
+        let Some(recorder) = self.recorder(layout, chain) else {
+            return Ok(Arc::clone(&opened.layer));
+        };
+        let files = Arc::clone(&opened.files);
+        let watched = Arc::new(Watched { files, recorder });
+        Ok(Arc::new(opened.layer.with_data(watched)))
+    }
+
+    /// A container of the image on `chain`, the topmost first, is about to start.
+    pub(crate) fn starts(&self, layout: &Layout, chain: &[u64]) {
+        if let Some(recorder) = self.recorder(layout, chain) {
+            recorder.begin();
+        }
+    }
+
+    /// What records the image on a chain: the one that its topmost layer was pulled as.
+    fn recorder(&self, layout: &Layout, chain: &[u64]) -> Option<Arc<Recorder>> {
+        let recorders = self.recorders.as_ref()?;
+        let mut records = chain.iter().map(|id| layout.blob_record(*id));
+        let record = Record::read(&records.find(|record| record.exists())?).ok()?;
+        Some(recorders.of(&repository_of(&record)?))
+    }
+
+    /// The files of an image to fetch before anybody asks for them; none, if nothing is known of it.
+    fn wanted_first(&self, record: &Record) -> Vec<Digest> {
+        let recorders = self.recorders.as_ref();
+        let known = recorders.zip(repository_of(record));
+        known.map_or_else(Vec::new, |(recorders, name)| recorders.wanted(&name))
+    }
+
+    /// Writes down what was recorded; `all`: recordings that are under way, too.
+    fn keep_profiles(&self, all: bool) {
+        if let Some(recorders) = &self.recorders {
+            recorders.keep(all);
+        }
+    }
+
     /// Puts the cache on disk. From then on nothing is added to it.
     pub(crate) fn close(&self) {
         self.orders.stop();
@@ -201,6 +261,7 @@ impl Lazy {
         while Instant::now() < deadline && threads.iter().any(|thread| !thread.is_finished()) {
             thread::sleep(Duration::from_millis(5));
         }
+        self.keep_profiles(true);
         if let Err(error) = self.cache.close() {
             tracing::warn!(%error, "the cache was not closed: its files will be read again");
         }

@@ -19,6 +19,7 @@
 //!     new-<id>/             a snapshot that is being made
 //!     trash-<id>/           a snapshot that is being deleted
 //!   cache/                  0700: files of layers that were not unpacked
+//!   profiles/               0700: what containers open first, by repository
 //!   mounts/                 0700
 //!     <id>/                 where the union of an active snapshot is mounted, or, with the id of
 //!                           a committed snapshot, the read-only one that its views share
@@ -109,11 +110,12 @@ impl Layout {
     }
 
     /// The directories that nobody but root may enter.
-    pub fn private(&self) -> [PathBuf; 4] {
+    pub fn private(&self) -> [PathBuf; 5] {
         [
             self.root.clone(),
             self.snapshots(),
             self.cache(),
+            self.profiles(),
             self.mounts(),
         ]
     }
@@ -181,6 +183,11 @@ impl Layout {
     /// The cache of files of layers that were not unpacked.
     pub fn cache(&self) -> PathBuf {
         self.root.join("cache")
+    }
+
+    /// What containers open first.
+    pub fn profiles(&self) -> PathBuf {
+        self.root.join("profiles")
     }
 
     /// The index of the image that a committed snapshot and those below it make.

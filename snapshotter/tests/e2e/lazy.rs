@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use lamina_fusefs::blob::Digest;
 use lamina_snapshotter::upper_mode::UpperMode;
 
 use super::alone;
@@ -144,7 +145,7 @@ const LOOK: &str = "cat /etc/name /opt/link /opt/linked /opt/gone/new; ls /etc /
 
 fn expected(layers: &[PathBuf], name: &str) -> Result<String> {
     let sum = |path: PathBuf, shown: &str| -> Result<String> {
-        let digest = lamina_fusefs::blob::Digest::of(&fs::read(path)?);
+        let digest = Digest::of(&fs::read(path)?);
         Ok(format!("{}  {shown}\n", digest.to_hex()))
     };
     Ok(format!(
@@ -198,6 +199,49 @@ fn a_container_runs_from_every_format_and_again_without_a_network() -> Result<()
         ctr.stop_task("again")?;
         ctr.delete("again")?;
         scene.proxy.set(Fault::None);
+    }
+    scene.host.stop()
+}
+
+#[test]
+fn what_a_container_has_opened_is_fetched_first_at_the_next_pull() -> Result<()> {
+    const SEEN: &str = "cat /etc/name; sha256sum /opt/large";
+    let _turn = alone();
+    let Some(mut scene) = Scene::start()? else {
+        return Ok(());
+    };
+    for packing in [Packing::Estargz, Packing::ZstdChunked] {
+        let image = scene.push(packing)?;
+        scene.host.ctr.rpull(&image)?;
+        scene.host.ctr.start("box", &image, "")?;
+        let first = scene.host.ctr.exec("box", SEEN)?;
+        scene.host.ctr.stop_task("box")?;
+        scene.host.ctr.delete("box")?;
+        // It ends in order, so that it need not be waited for the end of the recording.
+        scene.host.restart_snapshotter()?;
+        scene.host.ctr.remove_image(&image)?;
+        scene.wait_until_cache_is_empty()?;
+        // On this host nothing is left of the image but its profile.
+        scene.host.ctr.rpull(&image)?;
+        let large = Digest::of(&fs::read(scene.layers[1].join("opt/large"))?).to_hex();
+        let cache = scene.host.snapshotter_root().join("cache/files");
+        let kept = cache.join(&large[..2]).join(&large);
+        wait_for("it was prefetched", Duration::from_secs(20), || {
+            kept.exists() && cache.read_dir().is_ok_and(|dirs| dirs.count() >= 3)
+        })?;
+        scene.proxy.set(Fault::Refuse);
+        scene.host.ctr.start("again", &image, "")?;
+        let again = scene.host.ctr.exec("again", SEEN)?;
+        ensure!(again == first, "{packing:?}: {again}");
+        let unseen = scene.host.ctr.exec("again", "cat /opt/gone/new");
+        ensure!(
+            unseen.is_err(),
+            "{packing:?}: nobody has asked for this file"
+        );
+        scene.proxy.set(Fault::None);
+        scene.host.ctr.stop_task("again")?;
+        scene.host.ctr.delete("again")?;
+        scene.host.ctr.remove_image(&image)?;
     }
     scene.host.stop()
 }
