@@ -229,31 +229,49 @@ impl Cache {
         digest: Digest,
         pieces: impl IntoIterator<Item = Result<Vec<u8>>>,
     ) -> Result<std::result::Result<File, Digest>> {
-        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
-        let file = File::from(create(&self.new, &name, Mode::RUSR | Mode::WUSR)?);
+        let (name, file) = self.start()?;
         let added = write(&file, pieces).and_then(|found| {
             if found != digest {
                 return Ok(Err(found));
             }
             // Nobody who runs it may find it open for writing.
             let file = File::from(reopen(file.as_fd(), OFlags::RDONLY)?);
-            let closed = self.closed.read();
-            if *closed {
-                unlinkat(&self.new, &name, AtFlags::empty())?;
-                return Ok(Ok(file));
-            }
-            let (dir, last) = place(digest);
-            renameat(&self.new, &name, make_dir(&self.files, &dir)?, &last)?;
-            let size = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
-            self.added.fetch_add(size, Ordering::Relaxed);
+            self.keep(&name, &file, digest)?;
             Ok(Ok(file))
         });
-        if !matches!(added, Ok(Ok(_)))
-            && let Err(error) = unlinkat(&self.new, &name, AtFlags::empty())
-        {
-            tracing::warn!(%error, name, "an unfinished file of the cache stays");
+        if !matches!(added, Ok(Ok(_))) {
+            self.discard(&name);
         }
         added
+    }
+
+    /// Starts a file that is not whole yet, open for reading and writing. Whoever started it keeps or
+    /// discards it by the name that this answers.
+    pub(super) fn start(&self) -> Result<(String, File)> {
+        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        let file = create(&self.new, &name, Mode::RUSR | Mode::WUSR)?;
+        Ok((name, File::from(file)))
+    }
+
+    /// Gives a file that was started its name in the cache: its bytes have this digest. Once the cache
+    /// is closed it has none.
+    pub(super) fn keep(&self, name: &str, file: &File, digest: Digest) -> Result<()> {
+        let closed = self.closed.read();
+        if *closed {
+            return Ok(unlinkat(&self.new, name, AtFlags::empty())?);
+        }
+        let (dir, last) = place(digest);
+        renameat(&self.new, name, make_dir(&self.files, &dir)?, &last)?;
+        let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+        self.added.fetch_add(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes a file back that was started. Whoever has it open keeps it.
+    pub(super) fn discard(&self, name: &str) {
+        if let Err(error) = unlinkat(&self.new, name, AtFlags::empty()) {
+            tracing::warn!(%error, name, "an unfinished file of the cache stays");
+        }
     }
 
     /// The file system that it is on.
@@ -434,7 +452,7 @@ fn write(file: &File, pieces: impl IntoIterator<Item = Result<Vec<u8>>>) -> Resu
     Ok(Digest::from(hash))
 }
 
-fn digest_of(file: &File) -> io::Result<Digest> {
+pub(super) fn digest_of(file: &File) -> io::Result<Digest> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut offset = 0;

@@ -1,6 +1,8 @@
-//! The files of a blob, each fetched when it is first wanted, or before ([`first`]).
+//! The files of a blob, each fetched when it is first wanted, or before (`first`), and large ones
+//! piece by piece (`part`).
 
 mod first;
+mod part;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use self::part::{IN_PART, Parts, arriving, complete};
 use super::cache::Cache;
 use super::chunk::{Packing, unpack};
 use super::digest::Digest;
@@ -23,6 +26,7 @@ use super::table::{Found, Table};
 use super::{Compression, Flaw};
 use crate::error::{Error, Result};
 use crate::index::LayerData;
+use crate::layer::Arriving;
 use crate::types::Ino;
 
 /// The most bytes of a blob that are asked for at once, if a chunk is no larger.
@@ -79,6 +83,9 @@ pub struct Files {
     counters: Counters,
     /// How many lists of files are being fetched that will be wanted first.
     lists: AtomicUsize,
+    parts: Parts,
+    /// Files of so many bytes or more come in part.
+    in_part_from: AtomicU64,
     /// For threads that go on after an answer.
     me: Weak<Files>,
 }
@@ -156,14 +163,25 @@ impl Files {
             limits: *limits,
             counters: Counters::default(),
             lists: AtomicUsize::new(0),
+            parts: Parts::default(),
+            in_part_from: AtomicU64::new(IN_PART),
             me: Weak::clone(me),
         }))
     }
 
-    /// The digest of a file, and its length in bytes.
-    pub fn digest(&self, ino: Ino) -> Option<(Digest, u64)> {
+    /// Files of so many bytes or more are fetched piece by piece, as they are read.
+    pub fn come_in_part_from(&self, bytes: u64) {
+        self.in_part_from.store(bytes, Ordering::Relaxed);
+    }
+
+    fn comes_in_part(&self, found: &Found) -> bool {
+        found.size >= self.in_part_from.load(Ordering::Relaxed) && found.chunks.len() > 1
+    }
+
+    /// The digest of a file that is fetched whole, and its length in bytes.
+    pub fn whole(&self, ino: Ino) -> Option<(Digest, u64)> {
         let found = self.table.find(ino)?;
-        Some((found.digest, found.size))
+        (!self.comes_in_part(&found)).then_some((found.digest, found.size))
     }
 
     /// A file, if it is here.
@@ -183,10 +201,15 @@ impl Files {
         self.counters.waited.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting::of(&self.flights);
         let since = Instant::now();
-        let fetched = self.fetch_ahead(&found);
+        let fetched = complete(self, &found).and_then(|()| self.fetch_ahead(&found));
+        self.note_wait(since);
+        fetched
+    }
+
+    /// Somebody has waited.
+    fn note_wait(&self, since: Instant) {
         let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.counters.slowest.fetch_max(nanos, Ordering::Relaxed);
-        fetched
     }
 
     /// Fetches a file that somebody waits for, and those behind it that came along.
@@ -433,6 +456,10 @@ impl LayerData for Files {
 
     fn open(&self, _path: &Path, ino: Ino) -> Result<File> {
         self.fetch(ino)
+    }
+
+    fn arriving(&self, ino: Ino) -> Result<Option<Arc<dyn Arriving>>> {
+        arriving(self, ino)
     }
 
     fn file_system(&self) -> Option<BorrowedFd<'_>> {

@@ -14,6 +14,7 @@ mod stored;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use self::indexed::Indexed;
 use self::lazy::Lazy;
 use crate::error::{Error, Result};
 use crate::index::Index;
-use crate::layer::Layer;
+use crate::layer::{Arriving, Layer};
 use crate::types::{Attr, FileKind, Ino, Timestamp};
 
 /// The number of a node of an image.
@@ -56,16 +57,34 @@ struct Stack {
     is_remote: bool,
 }
 
-/// A file of an image whose bytes are not on this host.
-pub struct Absent {
-    layer: Arc<dyn Layer>,
-    path: PathBuf,
+/// Bytes of an image that are not on this host.
+pub enum Absent {
+    /// All of a file.
+    File {
+        /// The layer that has it.
+        layer: Arc<dyn Layer>,
+        /// Its path there.
+        path: PathBuf,
+    },
+    /// Some of a large file.
+    Range {
+        /// The file.
+        file: Arc<dyn Arriving>,
+        /// Which of its bytes.
+        range: Range<u64>,
+    },
 }
 
 impl Absent {
     /// Waits until the bytes are here. They stay for as long as the answer is held.
-    pub fn fetch(&self) -> Result<File> {
-        self.layer.open(&self.path)
+    pub fn fetch(&self) -> Result<Option<File>> {
+        match self {
+            Absent::File { layer, path } => Ok(Some(layer.open(path)?)),
+            Absent::Range { file, range } => {
+                file.fetch(range.clone())?;
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -228,10 +247,19 @@ impl Image {
         let (layer, path) = self.tree.data(id)?;
         let layer = &self.stack.layers[layer];
         let is_here = !layer.is_remote() || layer.is_here(&path)?;
-        Ok((!is_here).then(|| Absent {
+        Ok((!is_here).then(|| Absent::File {
             layer: Arc::clone(layer),
             path,
         }))
+    }
+
+    /// A regular file whose bytes come as they are read, so that opening it need not wait.
+    pub(crate) fn arriving(&self, id: ImageId) -> Result<Option<Arc<dyn Arriving>>> {
+        if !self.is_remote() || self.kind(id) != FileKind::Regular {
+            return Ok(None);
+        }
+        let (layer, path) = self.tree.data(id)?;
+        self.stack.layers[layer].arriving(&path)
     }
 
     /// Opens a regular file for reading, in the layer that has its data. Bytes that are not on this

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{Entry, Index, Kind, Stamp, build, save};
 use crate::error::{Error, Result};
-use crate::layer::{Below, Described, DirLayer, EntryKind, Layer, LayerEntry};
+use crate::layer::{Arriving, Below, Described, DirLayer, EntryKind, Layer, LayerEntry};
 use crate::types::{Attr, FileKind, Ino};
 
 /// What holds the bytes of a layer whose entries an index tells.
@@ -35,6 +35,11 @@ pub trait LayerData: Send + Sync {
 
     /// As [`Layer::open`].
     fn open(&self, path: &Path, ino: Ino) -> Result<File>;
+
+    /// As [`Layer::arriving`].
+    fn arriving(&self, _ino: Ino) -> Result<Option<Arc<dyn Arriving>>> {
+        Ok(None)
+    }
 
     /// As [`Layer::file_system`].
     fn file_system(&self) -> Option<BorrowedFd<'_>>;
@@ -225,6 +230,11 @@ impl<D: LayerData + ?Sized> Layer for IndexedLayer<D> {
     fn open(&self, path: &Path) -> Result<File> {
         let ino = self.index.ino(self.find(path)?);
         self.data.open(path, ino)
+    }
+
+    fn arriving(&self, path: &Path) -> Result<Option<Arc<dyn Arriving>>> {
+        let ino = self.index.ino(self.find(path)?);
+        self.data.arriving(ino)
     }
 
     fn data(&self, path: &Path) -> Result<Below> {

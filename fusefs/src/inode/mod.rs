@@ -14,18 +14,21 @@ mod table;
 use std::any::Any;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 
 pub(crate) use blocks::{Blocks, read_full_at, unnoticed};
 pub(crate) use handles::{FileHandleState, Handles};
 pub(crate) use table::NodeTable;
 
-use crate::error::Result;
-use crate::image::ImageId;
+use crate::error::{Error, Result};
+use crate::image::{Absent, ImageId};
+use crate::layer::Arriving;
 use crate::sys::change::write_some_at;
 use crate::sys::place::Place;
 use crate::types::{FileKind, Ino, NodeId};
@@ -36,18 +39,18 @@ pub struct Backing {
     /// The file: open for reading, and for writing too if it lies in the upper.
     pub file: File,
     /// What more it takes to read it, if it has only a part of the data.
-    pub(crate) partial: Option<Partial>,
+    pub(crate) rest: Option<Rest>,
     /// What the client keeps beside the backing file for as long as it lives, e.g. the
     /// passthrough registration at the FUSE connection. Dropped with the backing file.
     pub attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
-/// What a file of the upper needs that was opened when it had only a part of its data.
-#[derive(Debug)]
-pub(crate) struct Partial {
-    /// The image's file, which has the others.
-    image: File,
-    blocks: Arc<Blocks>,
+/// Where the data are that a file lacked when it was opened.
+pub(crate) enum Rest {
+    /// Of a file of the upper: in the image's file.
+    Image { image: File, blocks: Arc<Blocks> },
+    /// Of the image's file: elsewhere than on this host.
+    Arriving(Arc<dyn Arriving>),
 }
 
 impl Backing {
@@ -57,52 +60,98 @@ impl Backing {
 
     /// A file of the upper, and the image's file that has what it lacks.
     pub(crate) fn partial(file: File, image: File, blocks: Arc<Blocks>) -> Arc<Backing> {
-        Backing::of(file, Some(Partial { image, blocks }))
+        Backing::of(file, Some(Rest::Image { image, blocks }))
     }
 
-    fn of(file: File, partial: Option<Partial>) -> Arc<Backing> {
+    /// The image's file, of which only some bytes are here.
+    pub(crate) fn arriving(arriving: Arc<dyn Arriving>) -> Result<Arc<Backing>> {
+        let file = arriving.file().try_clone()?;
+        Ok(Backing::of(file, Some(Rest::Arriving(arriving))))
+    }
+
+    fn of(file: File, rest: Option<Rest>) -> Arc<Backing> {
         Arc::new(Backing {
             file,
-            partial,
+            rest,
             attachment: OnceLock::new(),
         })
     }
 
     /// Whether nobody but us can tell where its data are.
     pub(crate) fn needs_us(&self) -> bool {
-        self.partial.is_some()
+        self.rest.is_some()
+    }
+
+    /// The bytes among these that would have to be waited for.
+    pub(crate) fn absent(&self, range: Range<u64>) -> Option<Absent> {
+        match &self.rest {
+            Some(Rest::Arriving(file)) if !file.has(range.clone()) => Some(Absent::Range {
+                file: Arc::clone(file),
+                range,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether the image's file was opened before all of it was here.
+    pub(crate) fn is_arriving(&self) -> bool {
+        matches!(self.rest, Some(Rest::Arriving(_)))
     }
 
     /// Whether some of the data are still elsewhere.
     pub(crate) fn lacks_data(&self) -> bool {
-        self.partial
-            .as_ref()
-            .is_some_and(|partial| !partial.blocks.is_whole())
+        match &self.rest {
+            None => false,
+            Some(Rest::Image { blocks, .. }) => !blocks.is_whole(),
+            Some(Rest::Arriving(file)) => !file.has(0..u64::MAX),
+        }
     }
 
     /// Reads at `offset` (bytes); fewer bytes than asked only at the end of the file.
     pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        match &self.partial {
+        match &self.rest {
             None => read_full_at(&self.file, buf, offset),
-            Some(Partial { image, blocks }) => blocks.read((&self.file, image), offset, buf),
+            Some(Rest::Image { image, blocks }) => blocks.read((&self.file, image), offset, buf),
+            Some(Rest::Arriving(file)) => {
+                file.fetch(offset..offset.saturating_add(buf.len() as u64))?;
+                read_full_at(&self.file, buf, offset)
+            }
         }
     }
 
     /// Writes at `offset` (bytes); fewer bytes than asked only if the disk is full.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
-        match &self.partial {
+        match &self.rest {
             None => Ok(write_some_at(&self.file, data, offset)?),
-            Some(Partial { image, blocks }) => blocks.write((&self.file, image), offset, data),
+            Some(Rest::Image { image, blocks }) => blocks.write((&self.file, image), offset, data),
+            Some(Rest::Arriving(_)) => Err(Error::ReadOnly),
         }
     }
 
     /// The next byte of data, or of a hole, at or after `offset`.
     pub(crate) fn seek(&self, offset: u64, wants_data: bool) -> Result<u64> {
-        match &self.partial {
+        match &self.rest {
             // The position of the file is moved, but nobody uses it.
             None if wants_data => Ok(seek(&self.file, SeekFrom::Data(offset))?),
             None => Ok(seek(&self.file, SeekFrom::Hole(offset))?),
-            Some(Partial { image, blocks }) => blocks.seek((&self.file, image), offset, wants_data),
+            Some(Rest::Image { image, blocks }) => {
+                blocks.seek((&self.file, image), offset, wants_data)
+            }
+            // Its holes are not the file's.
+            Some(Rest::Arriving(_)) => match self.file.metadata()?.len() {
+                len if offset >= len => Err(Errno::NXIO.into()),
+                _ if wants_data => Ok(offset),
+                len => Ok(len),
+            },
+        }
+    }
+}
+
+impl std::fmt::Debug for Rest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Rest::Image { blocks, .. } => f.debug_tuple("Image").field(blocks).finish(),
+            Rest::Arriving(_) => f.write_str("Arriving"),
         }
     }
 }

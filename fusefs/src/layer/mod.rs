@@ -8,8 +8,10 @@ mod dir_layer;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use dir_layer::DirLayer;
 
@@ -64,6 +66,18 @@ pub enum Below {
     Sibling(OsString),
 }
 
+/// A regular file of a layer whose bytes come piece by piece, as they are wanted.
+pub trait Arriving: Send + Sync {
+    /// The file: as long as it will be, with holes for what has not come.
+    fn file(&self) -> &File;
+
+    /// Whether these bytes are in the file. What lies behind its end always is.
+    fn has(&self, range: Range<u64>) -> bool;
+
+    /// Waits until they are.
+    fn fetch(&self, range: Range<u64>) -> Result<()>;
+}
+
 /// One immutable layer.
 ///
 /// Its answers never change while it is in use. All methods fail with an I/O error if what is
@@ -112,6 +126,11 @@ pub trait Layer: Send + Sync {
     /// Opens a regular file for reading, whose data are in this layer. Bytes that are not on this
     /// host are waited for.
     fn open(&self, path: &Path) -> Result<File>;
+
+    /// A regular file that is too large to wait for all of it, while it is not here.
+    fn arriving(&self, _path: &Path) -> Result<Option<Arc<dyn Arriving>>> {
+        Ok(None)
+    }
 
     /// A descriptor on the file system that holds the layer, for `statfs` and file handles; `None`
     /// where there is no such thing.

@@ -144,7 +144,7 @@ impl Handler {
         if change.size.is_none_or(|size| size == 0) && self.union.has_metacopy() {
             return Ok(None);
         }
-        self.union.absent(node(ino))
+        self.union.absent(node(ino), false)
     }
 }
 
@@ -429,7 +429,8 @@ impl Filesystem for Handler {
         let absent = if flags.contains(OFlags::TRUNC) {
             Ok(None)
         } else {
-            self.union.absent(node(ino))
+            let reads = flags & OFlags::RWMODE == OFlags::RDONLY;
+            self.union.absent(node(ino), reads)
         };
         self.waiting.when_here(absent, move |here| {
             let opened = || here.and_then(|()| union.open(who, node(ino), flags));
@@ -498,16 +499,29 @@ impl Filesystem for Handler {
         reply: ReplyData,
     ) {
         let operation = self.asked(Operation::Read);
-        if !self.no_open {
-            let read = |buffer: &mut [u8]| self.union.read(handle(fh), offset, buffer);
-            return answer_read(operation, ino, size, reply, read);
+        let no_open = self.no_open;
+        let absent = if no_open {
+            self.union.absent_unopened(node(ino), offset, size.into())
+        } else {
+            self.union.absent_bytes(handle(fh), offset, size.into())
+        };
+        let read = move |union: &Union, buffer: &mut [u8]| {
+            if no_open {
+                union.read_unopened(node(ino), offset, buffer)
+            } else {
+                union.read(handle(fh), offset, buffer)
+            }
+        };
+        if let Ok(None) = absent {
+            return answer_read(operation, ino, size, reply, |buffer| {
+                read(&self.union, buffer)
+            });
         }
         let union = Arc::clone(&self.union);
-        let absent = self.union.absent(node(ino));
         self.waiting.when_here(absent, move |here| {
             answer_read(operation, ino, size, reply, |buffer| {
                 here?;
-                union.read_unopened(node(ino), offset, buffer)
+                read(&union, buffer)
             });
         });
     }
@@ -816,7 +830,7 @@ impl Filesystem for Handler {
         let union = Arc::clone(&self.union);
         let no_open = self.no_open;
         let absent = if no_open {
-            union.absent(node(ino))
+            union.absent(node(ino), true)
         } else {
             Ok(None)
         };

@@ -43,7 +43,7 @@ impl Waiting {
             Err(error) => work(Err(error)),
             Ok(Some(absent)) => self.put(Box::new(move || match absent.fetch() {
                 // The file is held until the work has opened it.
-                Ok(_file) => work(Ok(())),
+                Ok(_held) => work(Ok(())),
                 Err(error) => work(Err(error)),
             })),
         }

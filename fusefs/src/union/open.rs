@@ -103,20 +103,47 @@ impl Union {
 
     /// The image's file that a request for a node's data would have to wait for, because its bytes
     /// are not on this host. Whoever has other work fetches it first, where waiting does no harm:
-    /// a request that has to wait keeps others waiting, too.
-    pub fn absent(&self, node: NodeId) -> Result<Option<Absent>> {
+    /// a request that has to wait keeps others waiting, too. `reads`: the request only opens it for
+    /// reading, and a large file may come while it is read ([`Self::absent_bytes`]).
+    pub fn absent(&self, node: NodeId, reads: bool) -> Result<Option<Absent>> {
         if !self.image.is_remote() {
             return Ok(None);
         }
-        let image = {
+        let (image, backing) = {
             let node = self.node(node)?;
             let state = node.state.lock();
-            state.image.filter(|_| state.backing.strong_count() == 0)
+            (state.image, state.backing.upgrade())
         };
-        match image {
-            Some(image) => self.image.absent(image),
-            None => Ok(None),
+        let Some(image) = image else { return Ok(None) };
+        let suffices = match backing {
+            Some(backing) => reads || !backing.is_arriving(),
+            None => reads && self.image.arriving(image)?.is_some(),
+        };
+        if suffices {
+            return Ok(None);
         }
+        self.image.absent(image)
+    }
+
+    /// The same for a read of some bytes (from `offset` on, `len` of them).
+    pub fn absent_bytes(&self, fh: Fh, offset: u64, len: u64) -> Result<Option<Absent>> {
+        if !self.image.is_remote() {
+            return Ok(None);
+        }
+        let range = offset..offset.saturating_add(len);
+        self.with_file(fh, |file| Ok(file.backing.absent(range)))
+    }
+
+    /// The same without a handle, as [`Self::read_unopened`].
+    pub fn absent_unopened(&self, node: NodeId, offset: u64, len: u64) -> Result<Option<Absent>> {
+        if let Some(absent) = self.absent(node, true)? {
+            return Ok(Some(absent));
+        }
+        if !self.image.is_remote() {
+            return Ok(None);
+        }
+        let range = offset..offset.saturating_add(len);
+        Ok(self.unopened(node)?.absent(range))
     }
 
     /// Makes a handle of an opened backing file, the upper's (`above`) or the image's. `None` if the
@@ -283,7 +310,10 @@ impl Union {
             return Ok((backing, above));
         }
         let backing = match (image, blocks) {
-            (Some(id), None) => Backing::new(self.image.open(id)?),
+            (Some(id), None) => match self.image.arriving(id)? {
+                Some(arriving) => Backing::arriving(arriving)?,
+                None => Backing::new(self.image.open(id)?),
+            },
             (Some(id), Some(blocks)) => {
                 let file = open_for_all(&self.upper_place(node)?, writes)?;
                 blocks.load(&file)?;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -24,6 +25,9 @@ use crate::tools::{append, read, tree_without_inodes, write};
 
 /// More than a session has threads to fetch with.
 const MANY: usize = 40;
+
+/// Files of so many bytes come while they are read.
+const LARGE: u64 = 4 << 20;
 
 /// A blob behind a gate: it gives bytes while that is open, waits while it is closed, and fails
 /// while the registry is dead.
@@ -86,6 +90,7 @@ fn lazy_image(dir: &Path, tree: &Path) -> (Arc<Image>, Arc<Gate>) {
     let cache = Arc::new(Cache::open(&cache).unwrap());
     let source = Arc::clone(&gate) as Arc<dyn Source>;
     let files = Files::open(&table, source, cache, Arc::default(), &limits).unwrap();
+    files.come_in_part_from(LARGE);
     let layer = BlobLayer::of_blob(files as Arc<dyn LayerData>, &index).unwrap();
     let places = [LayerPlace::Blob(Arc::new(layer))];
     let image = Image::open_indexed(&places, &dir.join("image.index")).unwrap();
@@ -236,5 +241,69 @@ fn bytes_that_cannot_be_had_are_an_error_and_come_when_they_can() {
             file.write_all(b" more").unwrap();
             assert_eq!(read_it().unwrap(), "bytes more");
         }
+    });
+}
+
+/// More than the kernel reads ahead by itself, and another word at each place.
+fn large() -> Vec<u8> {
+    let words = (0..3_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 8).to_le_bytes());
+    words.flatten().collect()
+}
+
+#[test]
+fn a_large_file_can_be_read_before_all_of_it_is_here() {
+    let bytes = large();
+    let fill = |layers: &Layers| {
+        write(layers.bottom("large"), &bytes);
+        write(layers.bottom("near"), "here before");
+    };
+    each_way(fill, |layers, gate, writable| {
+        let at = layers.mountpoint();
+        assert_eq!(read(at.join("near")), "here before");
+        let before = gate.reads.load(Ordering::SeqCst);
+        let file = File::open(at.join("large")).unwrap();
+        assert_eq!(
+            gate.reads.load(Ordering::SeqCst),
+            before,
+            "nobody reads it yet"
+        );
+        let part = |at: usize| {
+            let mut found = vec![0; 1000];
+            file.read_exact_at(&mut found, at as u64)?;
+            Ok::<_, io::Error>(found == bytes[at..at + 1000])
+        };
+        assert!(part(9_000_000).unwrap());
+        gate.set_open(false);
+        assert!(part(9_000_100).unwrap(), "this needs nobody");
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| part(1_000_000));
+            while gate.reads.load(Ordering::SeqCst) < before + 2 {
+                thread::sleep(Duration::from_millis(5));
+            }
+            assert!(!reader.is_finished());
+            assert_eq!(read(at.join("near")), "here before");
+            gate.set_open(true);
+            assert!(reader.join().unwrap().unwrap());
+        });
+        gate.is_dead.store(true, Ordering::SeqCst);
+        let error = part(6_000_000).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        gate.is_dead.store(false, Ordering::SeqCst);
+        assert!(part(6_000_000).unwrap());
+        // The holes of what has not come are none of the file's.
+        let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap();
+        assert_eq!(end, bytes.len() as u64);
+        let data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(5_000_000)).unwrap();
+        assert_eq!(data, 5_000_000);
+        if writable {
+            // A copy-up under the open handle takes all of it.
+            append(at.join("large"), "more");
+            assert!(fs::read(at.join("large")).unwrap() == [&bytes[..], b"more"].concat());
+            assert!(part(11_000_000).unwrap());
+        } else {
+            assert!(fs::read(at.join("large")).unwrap() == bytes);
+        }
+        gate.is_dead.store(true, Ordering::SeqCst);
+        assert!(part(3_000_000).unwrap(), "all of it is here now");
     });
 }

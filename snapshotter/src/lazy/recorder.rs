@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use lamina_fusefs::Result;
 use lamina_fusefs::blob::{Digest, Files};
 use lamina_fusefs::index::LayerData;
+use lamina_fusefs::layer::Arriving;
 use lamina_fusefs::types::Ino;
 use parking_lot::Mutex;
 
@@ -181,8 +182,13 @@ impl LayerData for Watched {
     }
 
     fn open(&self, path: &Path, ino: Ino) -> Result<File> {
-        self.recorder.opened(|| self.files.digest(ino));
+        // Of a large file only some of the bytes may have been wanted.
+        self.recorder.opened(|| self.files.whole(ino));
         self.files.open(path, ino)
+    }
+
+    fn arriving(&self, ino: Ino) -> Result<Option<Arc<dyn Arriving>>> {
+        self.files.arriving(ino)
     }
 
     fn file_system(&self) -> Option<BorrowedFd<'_>> {

@@ -424,3 +424,200 @@ fn an_ordinary_blob_that_is_damaged_is_refused() {
     let refused = Contents::of_gzip(&gzip(&bomb)[..], &small);
     refused.expect_err("more bytes than allowed");
 }
+
+/// A file of 5 MiB in chunks of half a MiB.
+fn large() -> Vec<Vec<u8>> {
+    let chunk = |number: u32| {
+        let words = (0..1 << 17).map(move |at: u32| (at / 7 * (number + 3)).to_le_bytes());
+        words.flatten().collect()
+    };
+    (0..10).map(chunk).collect()
+}
+
+fn with_large(chunks: &[Vec<u8>]) -> [Layer; 2] {
+    let chunks: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
+    let files: Packed<'_> = &[("large", &chunks), ("small", &[b"small"])];
+    let blobs = [Blob::estargz(files), Blob::zstd_chunked(files)];
+    blobs.map(|blob| {
+        let layer = Layer::with_toc(blob);
+        layer.files.come_in_part_from(1 << 20);
+        layer
+    })
+}
+
+fn read_part(file: &dyn Arriving, at: u64, len: usize) -> Result<Vec<u8>> {
+    file.fetch(at..at + len as u64)?;
+    assert!(file.has(at..at + len as u64));
+    let mut bytes = vec![0; len];
+    std::os::unix::fs::FileExt::read_exact_at(file.file(), &mut bytes, at)?;
+    Ok(bytes)
+}
+
+#[test]
+fn of_a_large_file_only_those_chunks_come_that_are_read() {
+    let chunks = large();
+    let bytes = chunks.concat();
+    for layer in with_large(&chunks) {
+        let ino = layer.ino("large");
+        assert!(
+            arriving(&layer.files, layer.ino("small"))
+                .unwrap()
+                .is_none()
+        );
+        let file = arriving(&layer.files, ino).unwrap().expect("large");
+        assert_eq!(layer.reads(), 0);
+        assert_eq!(file.file().metadata().unwrap().len(), bytes.len() as u64);
+        // In the middle, over the border of two chunks, and at the end.
+        for (at, reads) in [(21 << 17, 1), ((8 << 17) - 5, 2), (bytes.len() - 10, 3)] {
+            assert!(!file.has(at as u64..at as u64 + 10));
+            assert_eq!(
+                read_part(&*file, at as u64, 10).unwrap(),
+                bytes[at..at + 10]
+            );
+            assert_eq!(
+                read_part(&*file, at as u64, 10).unwrap(),
+                bytes[at..at + 10]
+            );
+            assert_eq!(layer.reads(), reads, "at {at}");
+        }
+        // Behind the end there is nothing to wait for.
+        let end = bytes.len() as u64;
+        assert!(file.has(end..end + 5) && !file.has(0..u64::MAX));
+        // The others, by whoever opens it next.
+        drop(file);
+        let file = arriving(&layer.files, ino).unwrap().expect("large");
+        assert!(file.has(21 << 17..(21 << 17) + 10));
+        file.fetch(0..u64::MAX).unwrap();
+        assert!(file.has(0..u64::MAX) && layer.is_here("large"));
+        assert!(arriving(&layer.files, ino).unwrap().is_none());
+        assert!(layer.fetch("large").unwrap() == bytes);
+        let mut asked = layer.source.reads.lock().clone();
+        asked.sort_by_key(|range| range.start);
+        let twice = asked.windows(2).filter(|pair| pair[1].start < pair[0].end);
+        assert_eq!(twice.count(), 0, "no byte is asked for twice: {asked:?}");
+        assert!(new_files(&layer).is_empty());
+    }
+}
+
+fn new_files(layer: &Layer) -> Vec<std::ffi::OsString> {
+    let new = std::fs::read_dir(layer.dir.path().join("cache/new")).unwrap();
+    new.map(|entry| entry.unwrap().file_name()).collect()
+}
+
+#[test]
+fn many_who_read_a_large_file_fetch_each_chunk_once() {
+    let chunks = large();
+    let bytes = chunks.concat();
+    for layer in with_large(&chunks) {
+        layer.source.is_slow.store(true, Ordering::SeqCst);
+        thread::scope(|scope| {
+            for reader in 0..8 {
+                let (layer, bytes) = (&layer, &bytes);
+                scope.spawn(move || {
+                    let file = arriving(&layer.files, layer.ino("large")).unwrap();
+                    let Some(file) = file else { return };
+                    for step in 0..20 {
+                        let at = (reader * 7 + step) % 20 * (2 << 17);
+                        let found = read_part(&*file, at as u64, 1000).unwrap();
+                        assert!(found == bytes[at..at + 1000]);
+                    }
+                });
+            }
+        });
+        assert!(layer.fetch("large").unwrap() == bytes);
+        let asked = layer.source.reads.lock();
+        let sum: u64 = asked.iter().map(|range| range.end - range.start).sum();
+        let total = layer.source.bytes.lock().len() as u64;
+        assert!(sum <= total, "{sum} of {total}");
+    }
+}
+
+#[test]
+fn who_reads_a_large_file_to_its_end_finds_it_fetched_ahead() {
+    let chunks = large();
+    let bytes = chunks.concat();
+    let [layer, _] = with_large(&chunks);
+    let file = arriving(&layer.files, layer.ino("large"))
+        .unwrap()
+        .expect("large");
+    for at in (0..bytes.len()).step_by(1 << 17) {
+        assert!(read_part(&*file, at as u64, 1 << 17).unwrap() == bytes[at..at + (1 << 17)]);
+    }
+    assert!(layer.reads() < chunks.len(), "{}", layer.reads());
+    file.fetch(0..u64::MAX).unwrap();
+    assert!(layer.is_here("large"));
+}
+
+#[test]
+fn a_damaged_chunk_of_a_large_file_is_an_error_and_the_others_are_not() {
+    let chunks = large();
+    let bytes = chunks.concat();
+    for layer in with_large(&chunks) {
+        let file = arriving(&layer.files, layer.ino("large"))
+            .unwrap()
+            .expect("large");
+        read_part(&*file, 0, 10).unwrap();
+        let second = layer.source.reads.lock()[0].end;
+        let damage =
+            |by: u8| layer.source.bytes.lock()[usize::try_from(second).unwrap() + 700] ^= by;
+        damage(1);
+        read_part(&*file, 5 << 17, 10).expect_err("damaged");
+        assert!(!file.has(5 << 17..6 << 17));
+        read_part(&*file, 9 << 17, 10).unwrap();
+        layer.source.is_dead.store(true, Ordering::SeqCst);
+        read_part(&*file, 13 << 17, 10).expect_err("dead");
+        layer.source.is_dead.store(false, Ordering::SeqCst);
+        damage(1);
+        let at = 5 << 17;
+        assert_eq!(
+            read_part(&*file, at as u64, 10).unwrap(),
+            bytes[at..at + 10]
+        );
+        // One that nobody reads on with leaves nothing.
+        drop(file);
+        let dir = layer.dir.path().join("cache/new");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        let Layer { files, dir, .. } = layer;
+        drop(files);
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("cache/new"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+}
+
+#[test]
+fn chunks_that_make_another_file_are_no_file() {
+    let (one, two) = (gzip(b"one "), gzip(b"two"));
+    let part = |kind: &str, offset: usize, at: usize, bytes: &[u8]| {
+        serde_json::json!({
+            "type": kind, "name": "large", "offset": offset, "chunkOffset": at,
+            "chunkSize": bytes.len(), "chunkDigest": Digest::of(bytes).to_string(),
+        })
+    };
+    let mut entries = [
+        part("reg", 0, 0, b"one "),
+        part("chunk", one.len(), 4, b"two"),
+    ];
+    entries[0]["size"] = 7.into();
+    entries[0]["digest"] = Digest::of(b"another file").to_string().into();
+    let bytes = [one, two].concat();
+    let toc = Toc {
+        json: serde_json::to_vec(&serde_json::json!({"version": 1, "entries": entries})).unwrap(),
+        data_end: bytes.len() as u64,
+        compression: Compression::Gzip,
+    };
+    let layer = Layer::new(bytes, &Contents::of_toc(&toc, &Limits::default()).unwrap());
+    layer.files.come_in_part_from(1);
+    let file = arriving(&layer.files, layer.ino("large"))
+        .unwrap()
+        .expect("large");
+    // Each chunk is what the table says of it, and the whole is not.
+    assert_eq!(read_part(&*file, 0, 4).unwrap(), b"one ");
+    file.fetch(0..7).unwrap_err();
+    file.fetch(0..4).unwrap_err();
+    assert!(!file.has(0..4) && !layer.is_here("large"));
+    assert_eq!(layer.files.cache.holds().unwrap().files, 0);
+}
