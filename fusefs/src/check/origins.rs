@@ -4,14 +4,10 @@
 //! opens is compared with the image's files: first with the one that is likely, then with all.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::fstat;
-use rustix::io::Errno;
-
 use crate::error::Result;
-use crate::image::{Image, ImageId};
+use crate::image::{Image, ImageId, Named};
 use crate::layer::EntryKind;
 use crate::marks::decode_origin;
 
@@ -32,8 +28,8 @@ pub(super) struct Origins<'i> {
 pub(super) enum Origin {
     /// Nothing: it is empty, or broken, which is a finding of its own.
     None,
-    /// This file of the image (`O_PATH`).
-    InImage(OwnedFd),
+    /// This file of the image.
+    InImage(Named),
     /// A file that is gone, or of another file system.
     Gone,
     /// A file that no layer holds.
@@ -55,24 +51,14 @@ impl<'i> Origins<'i> {
         let Some(handle) = decode_origin(value) else {
             return Ok(Origin::None);
         };
-        let layers = self.image.layers().iter();
-        for file_system in layers.filter_map(|layer| layer.file_system()) {
-            match handle.open(file_system) {
-                Ok(fd) => {
-                    let stat = fstat(&fd)?;
-                    let in_image = self.has((stat.st_dev, stat.st_ino), likely)?;
-                    return Ok(if in_image {
-                        Origin::InImage(fd)
-                    } else {
-                        Origin::Elsewhere
-                    });
-                }
-                // Without the privilege to open handles nothing can be said.
-                Err(Errno::PERM) => return Err(Errno::PERM.into()),
-                Err(_) => {}
-            }
-        }
-        Ok(Origin::Gone)
+        let Some(named) = self.image.by_handle(&handle)? else {
+            return Ok(Origin::Gone);
+        };
+        Ok(if self.has(named.key, likely)? {
+            Origin::InImage(named)
+        } else {
+            Origin::Elsewhere
+        })
     }
 
     fn has(&mut self, key: Key, likely: Option<ImageId>) -> Result<bool> {
@@ -110,14 +96,11 @@ impl<'i> Origins<'i> {
 }
 
 impl Origin {
-    /// How many links the image's file has on the host.
-    pub(super) fn links(&self) -> Result<Option<i64>> {
+    /// How many links the image's file has.
+    pub(super) fn links(&self) -> Option<i64> {
         match self {
-            Origin::InImage(fd) => {
-                let links = fstat(fd.as_fd())?.st_nlink;
-                Ok(Some(i64::try_from(links).unwrap_or(i64::MAX)))
-            }
-            _ => Ok(None),
+            Origin::InImage(named) => Some(i64::try_from(named.nlink).unwrap_or(i64::MAX)),
+            _ => None,
         }
     }
 }

@@ -87,7 +87,7 @@ fn index_entry(
     let Some(handle) = handle_of(index, &entry.name) else {
         return Ok(vec![Problem::IndexName]);
     };
-    let Some(image) = origins.find(&encode_origin(&handle), None)?.links()? else {
+    let Some(image) = origins.find(&encode_origin(&handle), None)?.links() else {
         return Ok(vec![Problem::IndexUnknown]);
     };
     let links = i64::try_from(place.stat()?.st_nlink).unwrap_or(i64::MAX);

@@ -10,6 +10,7 @@ mod indexed;
 mod ino_map;
 mod lazy;
 mod merge;
+mod named;
 mod stored;
 
 use std::ffi::{OsStr, OsString};
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use ino_map::InoMap;
+pub(crate) use named::Named;
 pub use stored::{LayerPlace, index_in, verify_index};
 
 use self::indexed::Indexed;

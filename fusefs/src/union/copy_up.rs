@@ -17,7 +17,7 @@
 //! new data (`docs/semantics.md`). Without open handles the node stays.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
@@ -451,16 +451,10 @@ fn copy_xattrs(union: &Union, image: ImageId, place: &Place) -> Result<()> {
 
 /// Notes the image's file on its copy, which keeps `st_ino` over a remount once the data have come.
 fn mark_origin(union: &Union, image: ImageId, place: &Place) -> Result<Option<FileHandle>> {
-    let Some(file) = union.image.host_file(image)? else {
-        return Ok(None);
-    };
-    match FileHandle::of(file.as_fd()) {
-        Ok(handle) => {
-            marks::set_origin(place, &handle)?;
-            Ok(Some(handle))
-        }
-        // A file system without handles, or no privilege: the number changes at a remount.
-        Err(Errno::OPNOTSUPP | Errno::PERM | Errno::OVERFLOW) => Ok(None),
-        Err(error) => Err(error.into()),
+    // Without a handle the number changes at a remount.
+    let handle = union.image.handle(image)?;
+    if let Some(handle) = &handle {
+        marks::set_origin(place, handle)?;
     }
+    Ok(handle)
 }

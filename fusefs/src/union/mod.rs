@@ -28,7 +28,7 @@ mod xattr;
 
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -88,12 +88,7 @@ impl Union {
         let mut root_ino = image.attr(ImageId::ROOT)?.ino;
         if let Some(upper) = &upper {
             inos = inos.with(upper.device());
-            let file_systems: Vec<BorrowedFd<'_>> = image
-                .layers()
-                .iter()
-                .filter_map(|layer| layer.file_system())
-                .collect();
-            upper.links().resolve(&file_systems)?;
+            upper.links().resolve(|handle| image.by_handle(handle))?;
             let root = Place::Fd(Arc::clone(upper.root()));
             if marks::is_opaque(&root)? {
                 state.image = None;

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Stat, fstat, statat};
+use rustix::fs::{AtFlags, Stat, statat};
 use rustix::io::Errno;
 
 use super::attr::show_data;
@@ -230,18 +230,9 @@ impl Union {
         let Some(handle) = marks::origin(place)? else {
             return Ok(None);
         };
-        for layer in self.image.layers() {
-            let Some(mount) = layer.file_system() else {
-                continue;
-            };
-            // The handle carries the inode's generation: a stale one finds nothing.
-            if let Ok(fd) = handle.open(mount) {
-                let stat = fstat(&fd)?;
-                let ino = self.inos.map(stat.st_dev, stat.st_ino);
-                return Ok(Some(((stat.st_dev, stat.st_ino), ino)));
-            }
-        }
-        Ok(None)
+        // Without the privilege to open handles there is none.
+        let named = self.image.by_handle(&handle).ok().flatten();
+        Ok(named.map(|named| (named.key, self.inos.map(named.key.0, named.key.1))))
     }
 
     /// The node of a name, held for as long as the answer lives. `NotFound` if there is none.

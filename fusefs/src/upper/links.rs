@@ -25,15 +25,16 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Stat, fstat};
+use rustix::fs::{AtFlags, Stat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
+use crate::image::Named;
 use crate::marks::{self, Nlink, decode_origin, encode_origin};
 use crate::sys::change::unlinkat;
 use crate::sys::dir::read_dir;
@@ -78,19 +79,19 @@ impl LinkIndex {
         })
     }
 
-    /// Finds the image files of the entries, on the file systems of the layers. A file of which a
-    /// crash left nothing but its entry here goes.
-    pub(crate) fn resolve(&self, file_systems: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    /// Finds the image files of the entries, by their handles. A file of which a crash left nothing but
+    /// its entry here goes.
+    pub(crate) fn resolve(
+        &self,
+        find: impl Fn(&FileHandle) -> Result<Option<Named>, Errno>,
+    ) -> Result<(), Errno> {
         for (name, handle) in self.unresolved.lock().drain(..) {
-            let found = file_systems
-                .iter()
-                .find_map(|mount| handle.open(*mount).ok());
-            let Some(stat) = found.and_then(|fd| fstat(&fd).ok()) else {
+            let Some(named) = find(&handle).ok().flatten() else {
                 tracing::warn!(?name, "the link index names a file that no layer has");
                 continue;
             };
             let place = Place::at(&self.dir, &name);
-            self.note((stat.st_dev, stat.st_ino), name, stat.st_nlink);
+            self.note(named.key, name, named.nlink);
             self.remove_if_unused(&place)?;
         }
         Ok(())
