@@ -124,7 +124,13 @@ pub(crate) fn get(
         });
     }
     let body = response.body_mut().with_config().limit(ask.most);
-    let bytes = body.read_to_vec().map_err(unreachable)?;
+    let bytes = body.read_to_vec().map_err(|error| match error {
+        ureq::Error::BodyExceedsLimit(_) => RegistryError::TooLarge {
+            url: url.clone(),
+            limit: ask.most,
+        },
+        error => unreachable(error),
+    })?;
     Ok(Answer { bytes, range, url })
 }
 
