@@ -155,6 +155,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
+    type Change = fn(&mut Limits);
+
     fn parse(line: &str) -> Result<Limits, String> {
         let text = format!("[lazy.limits]\n{line}\n");
         let config = Config::parse(&text, Path::new("c.toml"));
@@ -169,27 +171,51 @@ mod tests {
 
     #[test]
     fn each_limit_can_be_set_and_nothing_else_changes() {
-        let changed = |change: fn(&mut Limits)| {
+        let changed = |change: Change| {
             let mut limits = Limits::default();
             change(&mut limits);
             Ok(limits)
         };
-        let all: [(&str, fn(&mut Limits)); 13] = [
-            ("toc_mib = 3", |limits| limits.toc_bytes = 3 << 20),
-            ("entries = 4", |limits| limits.entries = 4),
-            ("chunks = 5", |limits| limits.chunks = 5),
-            ("depth = 6", |limits| limits.depth = 6),
-            ("name_bytes = 7", |limits| limits.name_bytes = 7),
-            ("path_bytes = 8", |limits| limits.path_bytes = 8),
-            ("xattr_bytes = 0", |limits| limits.xattr_bytes = 0),
-            ("chunk_mib = 9", |limits| limits.chunk_bytes = 9 << 20),
-            ("layer_gib = 10", |limits| limits.layer_bytes = 10 << 30),
-            ("image_gib = 11", |limits| limits.image_bytes = 11 << 30),
-            ("ratio = 12", |limits| limits.ratio = 12),
-            ("ratio_floor_mib = 13", |limits| {
-                limits.ratio_floor = 13 << 20
+        let all: [(&str, Change); 13] = [
+            ("toc_mib = 3", |limits| {
+                limits.toc_bytes = 3 << 20;
             }),
-            ("zstd_window_log = 14", |limits| limits.window_log = 14),
+            ("entries = 4", |limits| {
+                limits.entries = 4;
+            }),
+            ("chunks = 5", |limits| {
+                limits.chunks = 5;
+            }),
+            ("depth = 6", |limits| {
+                limits.depth = 6;
+            }),
+            ("name_bytes = 7", |limits| {
+                limits.name_bytes = 7;
+            }),
+            ("path_bytes = 8", |limits| {
+                limits.path_bytes = 8;
+            }),
+            ("xattr_bytes = 0", |limits| {
+                limits.xattr_bytes = 0;
+            }),
+            ("chunk_mib = 9", |limits| {
+                limits.chunk_bytes = 9 << 20;
+            }),
+            ("layer_gib = 10", |limits| {
+                limits.layer_bytes = 10 << 30;
+            }),
+            ("image_gib = 11", |limits| {
+                limits.image_bytes = 11 << 30;
+            }),
+            ("ratio = 12", |limits| {
+                limits.ratio = 12;
+            }),
+            ("ratio_floor_mib = 13", |limits| {
+                limits.ratio_floor = 13 << 20;
+            }),
+            ("zstd_window_log = 14", |limits| {
+                limits.window_log = 14;
+            }),
         ];
         for (line, change) in all {
             assert_eq!(parse(line), changed(change), "{line}");

@@ -9,7 +9,7 @@ use ureq::Agent;
 use ureq::http::{HeaderMap, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use super::hosts::{Endpoint, Tls};
+use super::hosts::{Endpoint, Tls, shown};
 use super::{Ask, RegistryError};
 
 /// How long it may take until a connection stands.
@@ -92,8 +92,9 @@ pub(crate) fn get(
     login: Option<&str>,
     deadline: Instant,
 ) -> Result<Answer, RegistryError> {
-    let url = endpoint.url(ask.registry, ask.repository, &ask.path);
-    let mut request = agent.get(&url).header("Accept", ask.accept);
+    let asked = endpoint.url(ask.registry, ask.repository, &ask.path);
+    let url = shown(&asked);
+    let mut request = agent.get(&asked).header("Accept", ask.accept);
     if let Some(login) = login {
         request = request.header("Authorization", login);
     }
@@ -112,7 +113,7 @@ pub(crate) fn get(
         .build();
     let unreachable = |error: ureq::Error| RegistryError::Unreachable {
         url: url.clone(),
-        reason: error.to_string(),
+        reason: error.to_string().replace(&asked, &url),
     };
     let mut response = request.call().map_err(unreachable)?;
     check(&response, &url, ask.part.is_some())?;
