@@ -216,7 +216,7 @@ fn base() -> Result<Made> {
     }
     let busybox = fs::read("/bin/busybox").context("/bin/busybox")?;
     tar = tar.mode("bin/busybox", 0o755, &busybox);
-    for applet in ["cat", "id", "ls", "sh", "sleep", "stat"] {
+    for applet in ["cat", "id", "ls", "sh", "sha256sum", "sleep", "stat"] {
         tar = tar.symlink(&format!("bin/{applet}"), "busybox");
     }
     let tar = tar.file("etc/hidden", b"below").file("etc/seen", b"below");

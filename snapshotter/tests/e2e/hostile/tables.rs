@@ -1,5 +1,7 @@
 //! Manifests and tables of contents that lie.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use lamina_fusefs::blob::Digest;
 use serde_json::{Value, json};
@@ -173,5 +175,56 @@ fn a_claimed_diff_id_reaches_no_image_of_another_namespace() -> Result<()> {
     scene.host.ctr.rpull(&image)?;
     let seen = scene.run(&image, "cat /opt/f")?;
     ensure!(seen == "right", "{seen:?}");
+    scene.host.stop()
+}
+
+/// Many layers that are each within the limits.
+#[test]
+fn the_layers_of_an_image_count_together() -> Result<()> {
+    let _turn = alone();
+    let Some(scene) = Scene::start_configured("[lazy.limits]\nimage_gib = 1\n")? else {
+        return Ok(());
+    };
+    // 600 MiB, as it claims.
+    let layer = |name: &str| {
+        estargz(&[(name, b"bytes")], |entries| {
+            let mut large = entries[1].clone();
+            large["size"] = (60u64 << 20).into();
+            for number in 0..10 {
+                large["name"] = format!("opt/{number}").into();
+                entries.push(large.clone());
+            }
+        })
+    };
+    scene.expect_served(&[layer("opt/a")])?;
+    let pulled =
+        scene.expect_refused(&[layer("opt/b"), layer("opt/c")], "lazy.limits.image_gib")?;
+    // The first of them is served as it is, and the other above it as containerd has unpacked it.
+    pulled.result?;
+    let seen = scene.run(&pulled.image, "cat /opt/b /opt/c")?;
+    ensure!(seen == "bytesbytes", "{seen:?}");
+    scene.host.stop()
+}
+
+/// What was allowed once is not taken away from a container that has it.
+#[test]
+fn a_layer_stays_readable_when_the_limits_are_made_smaller() -> Result<()> {
+    let _turn = alone();
+    let Some(mut scene) = Scene::start()? else {
+        return Ok(());
+    };
+    let bytes = vec![b'x'; 2 << 20];
+    let image = scene.expect_served(&[estargz(&[("opt/f", &bytes)], |_| ())])?;
+    let config = scene.host.scratch().join("lamina.toml");
+    fs::write(
+        config,
+        "[lazy]\nfill = false\n[lazy.limits]\nchunk_mib = 1\n",
+    )?;
+    scene.host.restart_snapshotter()?;
+    let other = estargz(&[("opt/g", &bytes)], |_| ());
+    scene.expect_refused(&[other], "lazy.limits.chunk_mib")?;
+    let seen = scene.run(&image, "cat /opt/f | sha256sum")?;
+    let wanted = Digest::of(&bytes).to_hex();
+    ensure!(seen.starts_with(&wanted), "{seen:?}");
     scene.host.stop()
 }
