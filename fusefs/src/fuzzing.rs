@@ -95,10 +95,18 @@ pub fn index(bytes: &[u8]) {
 const SMALL: Limits = Limits {
     toc_bytes: 1 << 20,
     entries: 10_000,
+    chunks: 10_000,
     depth: 100,
+    name_bytes: 255,
+    path_bytes: 4095,
     xattr_bytes: 64 << 10,
     chunk_bytes: 1 << 20,
     layer_bytes: 64 << 20,
+    image_bytes: 64 << 20,
+    below_bytes: 0,
+    ratio: 200,
+    ratio_floor: 1 << 20,
+    window_log: 20,
 };
 
 /// A table of contents: what is accepted makes a sound index and a sound chunk table.

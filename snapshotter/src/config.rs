@@ -7,6 +7,8 @@
 //! A key that nobody knows is an error, never a remark in a log: a misspelt `adress` would
 //! otherwise be a daemon that listens somewhere else than its owner thinks.
 
+pub mod limits;
+
 use std::fmt;
 use std::fs;
 use std::io;
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::limits::LimitsConfig;
 use crate::lazy::keeper;
 use crate::lazy::profile::Profiles;
 use crate::registry;
@@ -82,6 +85,8 @@ pub struct LazyConfig {
     pub profiles: Profiles,
     /// The repositories of which indexes in the registry are believed.
     pub indexes: Vec<String>,
+    /// How much a blob may ask for.
+    pub limits: LimitsConfig,
 }
 
 impl LazyConfig {
@@ -109,6 +114,7 @@ impl LazyConfig {
             hosts: self.hosts.clone(),
             docker_config: docker_config.filter(|path| !path.as_os_str().is_empty()),
             patience: Duration::from_secs(self.patience_secs),
+            manifest_bytes: self.limits.manifest_bytes(),
         }
     }
 }
@@ -218,6 +224,7 @@ impl Default for LazyConfig {
             fill_mib_per_sec: 0,
             profiles: Profiles::default(),
             indexes: Vec::new(),
+            limits: LimitsConfig::default(),
         }
     }
 }
@@ -316,6 +323,9 @@ impl Config {
                 "lazy.indexes",
                 format!("can't have `{pattern}`: `*` may stand at the end alone"),
             );
+        }
+        if let Some((key, problem)) = self.lazy.limits.wrong() {
+            return wrong(key, problem);
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             let level = &self.log.level;
@@ -464,6 +474,43 @@ profiles = "local"
 # served without being downloaded first. An image's manifest says nothing of its index, so this means to
 # trust whoever may push there.
 indexes = []
+
+[lazy.limits]
+# How much a blob may ask for. Its maker may be anybody, so each number in it is held against one of
+# these. A layer that asks for more is not served lazily: containerd unpacks it as any other.
+# The most of a manifest, an index or a configuration, in MiB.
+manifest_mib = 4
+
+# Of a table of contents (eStargz, zstd:chunked), compressed and uncompressed, in MiB.
+toc_mib = 256
+
+# Entries of a layer, and chunks of all its files.
+entries = 2000000
+chunks = 2000000
+
+# Names in a path, bytes of one name (255 at most) and of the whole path (4095 at most).
+depth = 1024
+name_bytes = 255
+path_bytes = 4095
+
+# Bytes of all extended attributes of one entry, names and values.
+xattr_bytes = 65536
+
+# Of one chunk, uncompressed, in MiB, 1 to 1024: so much memory may a file take that is fetched, for
+# each thread that waits.
+chunk_mib = 64
+
+# Of a layer, and of all layers of an image that are served lazily, uncompressed, in GiB.
+layer_gib = 1024
+image_gib = 4096
+
+# How many uncompressed bytes may come of each compressed one, in a layer of more uncompressed MiB than
+# the second number.
+ratio = 200
+ratio_floor_mib = 1024
+
+# The window that a zstd layer may ask for, as a power of two, 10 to 31: 27 is 128 MiB of memory.
+zstd_window_log = 27
 
 [log]
 # error, warn, info, debug or trace; or directives for single modules:

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lamina_fusefs::blob;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
@@ -57,6 +58,8 @@ pub struct ServeOptions {
     pub registry: Option<registry::Options>,
     /// How the cache of layers that are not unpacked is kept.
     pub cache: keeper::Limits,
+    /// How much a blob of such a layer may ask for.
+    pub limits: blob::Limits,
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -74,6 +77,7 @@ pub async fn serve(
     mounter.partial_copy_up = options.partial_copy_up;
     mounter.registry.clone_from(&options.registry);
     mounter.cache = options.cache.clone();
+    mounter.limits = options.limits;
     let mounter = Arc::new(mounter);
     serve_with(options, mounter, ready, shutdown).await
 }

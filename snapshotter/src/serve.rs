@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use lamina_fusefs::blob;
 use lamina_fusefs::image::{Image, LayerPlace};
 use lamina_fusefs::session::{Session, SessionOptions};
 use lamina_fusefs::types::Attr;
@@ -127,6 +128,8 @@ pub struct FuseMounter {
     pub registry: Option<registry::Options>,
     /// How the cache of layers that are not unpacked is kept.
     pub cache: keeper::Limits,
+    /// How much a blob of such a layer may ask for.
+    pub limits: blob::Limits,
     images: Chains<Image>,
     /// Since the root is ours.
     lazy: OnceLock<Arc<Lazy>>,
@@ -144,6 +147,7 @@ impl FuseMounter {
             partial_copy_up: true,
             registry: None,
             cache: keeper::Limits::default(),
+            limits: blob::Limits::default(),
             images: Chains::new(),
             lazy: OnceLock::new(),
         }
@@ -176,7 +180,7 @@ impl Mounter for FuseMounter {
     fn begin(&self, layout: &Layout) -> lamina_fusefs::Result<()> {
         // Layers that were not unpacked have to be served, whether there may be more of them or not.
         let registry = self.registry.clone().unwrap_or_default();
-        let lazy = Lazy::open(layout, &registry, self.cache.clone())?;
+        let lazy = Lazy::open(layout, &registry, self.cache.clone(), self.limits)?;
         // Only one begins.
         let _ = self.lazy.set(lazy);
         Ok(())
@@ -202,7 +206,7 @@ impl Mounter for FuseMounter {
             [] => None,
             chain => Some(self.image(layout, chain)?),
         };
-        lazy.make(&wanted, below.as_deref(), dir)
+        lazy.make(&wanted, below.as_deref(), (layout, chain), dir)
     }
 
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>> {

@@ -69,6 +69,11 @@ impl<R: Read> Inflating<R> {
         })
     }
 
+    /// How many bytes of the blob were used so far.
+    pub(crate) fn used(&self) -> u64 {
+        self.blob
+    }
+
     /// What it read from, and the checkpoints that were taken, in order: all, if all was read.
     pub(crate) fn finish(self) -> (R, Vec<Checkpoint>) {
         (self.from, self.checkpoints)

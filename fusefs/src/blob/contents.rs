@@ -1,6 +1,6 @@
 //! What a blob holds: found out once, written down, and used from then on without the blob.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -8,9 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::checkpoints::{Checkpoint, Inflating};
 use super::digest::Digest;
-use super::entry::{Chunk, Data, What};
+use super::entry::{Chunk, Data, Told, What};
 use super::footer::Toc;
-use super::limits::Limits;
+use super::limits::{Cap, Limits};
 use super::tar::Archive;
 use super::tree::Tree;
 use super::{Compression, Flaw, table, toc};
@@ -25,6 +25,11 @@ const REPACKED: i32 = 1;
 /// Bytes of output between two checkpoints of an ordinary blob, at least: what is inflated in vain
 /// for a small file, against 10 to 30 KiB that each costs in the table.
 const APART: u64 = 2 << 20;
+/// The most bytes of output that are inflated in vain for a chunk.
+const IN_VAIN: u64 = 64 << 20;
+
+/// zstd's error code for it, as its library returns it (`ZSTD_error_frameParameter_windowTooLarge`).
+const WINDOW_TOO_LARGE: usize = 0usize.wrapping_sub(16);
 
 /// The tree of a blob's layer, and where in the blob the bytes of its files are.
 #[derive(Debug)]
@@ -54,6 +59,7 @@ impl Contents {
     pub fn of_toc(toc: &Toc, limits: &Limits) -> Result<Contents, Flaw> {
         let told = toc::read(toc, limits)?;
         let tree = Tree::new(told.entries, limits)?;
+        limits.check_bytes(tree.bytes(), Some(toc.data_end))?;
         Ok(Contents {
             tree,
             compression: toc.compression,
@@ -70,21 +76,16 @@ impl Contents {
             source,
         };
         let inflating = Inflating::new(Hashing::of(blob), APART).map_err(failed)?;
-        let mut archive = Archive::new(Hashing::of(inflating), limits);
-        let mut entries = Vec::new();
-        while let Some(mut told) = archive.next_entry()? {
-            if let What::Regular(data) = &mut told.what {
-                read_data(&mut archive, data, |_, _| Ok(()))?;
-            }
-            entries.push(told);
-        }
-        let (inflating, diff_id, _) = archive.finish().finish();
-        let (blob, checkpoints) = inflating.finish();
+        let capped = Capped::of(inflating, limits, |inflating| Some(inflating.used()));
+        let mut archive = Archive::new(Hashing::of(capped), limits);
+        let mut entries = read_entries(&mut archive, limits, |_, _| Ok(()))?;
+        let (capped, diff_id, _) = archive.finish().finish();
+        let (blob, checkpoints) = capped.from.finish();
         let (_, digest, size) = blob.finish();
         for told in &mut entries {
             if let What::Regular(data) = &mut told.what {
                 for chunk in &mut data.chunks {
-                    place(chunk, &checkpoints, size, limits)?;
+                    place(chunk, &checkpoints, size)?;
                 }
             }
         }
@@ -102,41 +103,48 @@ impl Contents {
         })
     }
 
-    /// What an archive holds, by reading all of it once and writing the bytes of its files to `to`, in
-    /// zstd frames of their own: for an archive whose blob can't be read from the middle. The answer's
-    /// contents are those of what was written; `identity` tells them from others. The digest is the
-    /// layer's diff ID.
-    pub fn repack(
-        archive: impl Read,
-        mut to: impl Write,
-        identity: Digest,
-        limits: &Limits,
-    ) -> Result<(Contents, Digest), Flaw> {
-        let mut archive = Archive::new(Hashing::of(archive), limits);
-        let mut entries = Vec::new();
-        let mut end = 0;
-        while let Some(mut told) = archive.next_entry()? {
-            if let What::Regular(data) = &mut told.what {
-                read_data(&mut archive, data, |chunk, bytes| {
-                    let frame = zstd::bulk::compress(bytes, REPACKED).map_err(Flaw::Source)?;
-                    to.write_all(&frame).map_err(Flaw::Source)?;
-                    chunk.stretch = end..end + frame.len() as u64;
-                    end = chunk.stretch.end;
-                    Ok(())
-                })?;
-            }
-            entries.push(told);
-        }
-        to.flush().map_err(Flaw::Source)?;
-        let (_, diff_id, _) = archive.finish().finish();
-        let contents = Contents {
-            tree: Tree::new(entries, limits)?,
+    /// What an ordinary zstd blob holds, by reading all of it once and writing the bytes of its files
+    /// to `to`, in zstd frames of their own: such a blob can't be read from the middle. The answer's
+    /// contents are those of what was written.
+    pub fn of_zstd(blob: impl Read, to: impl Write, limits: &Limits) -> Result<Ordinary, Flaw> {
+        let archive = Unpacking::new(Hashing::of(blob), limits).map_err(Flaw::Source)?;
+        let archive = Capped::of(archive, limits, |archive| {
+            Some(archive.decoder.get_ref().get_ref().length)
+        });
+        let (tree, archive, diff_id) = repack(archive, to, limits)?;
+        let blob = archive.from.decoder.finish().into_inner();
+        let (_, digest, _) = blob.finish();
+        Ok(Ordinary {
+            contents: Contents::repacked(tree, digest),
+            digest,
+            diff_id,
+        })
+    }
+
+    /// The same of a blob that is the archive itself.
+    pub fn of_tar(blob: impl Read, to: impl Write, limits: &Limits) -> Result<Ordinary, Flaw> {
+        let archive = Capped::of(blob, limits, |_| None);
+        let (tree, _, digest) = repack(archive, to, limits)?;
+        Ok(Ordinary {
+            contents: Contents::repacked(tree, digest),
+            digest,
+            diff_id: digest,
+        })
+    }
+
+    fn repacked(tree: Tree, identity: Digest) -> Contents {
+        Contents {
+            tree,
             compression: Compression::Zstd,
             checkpoints: Vec::new(),
             prefetch: 0,
             identity,
-        };
-        Ok((contents, diff_id))
+        }
+    }
+
+    /// The bytes of all files.
+    pub fn file_bytes(&self) -> u64 {
+        self.tree.bytes()
     }
 
     /// The attributes of the layer's root.
@@ -188,6 +196,50 @@ pub(super) fn stamp_of(identity: Digest) -> Stamp {
     }
 }
 
+/// Reads an archive to its end, and writes the bytes of its files to `to`, packed anew. Answers what
+/// it read from, and the digest of all that was read.
+fn repack<R: Read>(
+    archive: R,
+    mut to: impl Write,
+    limits: &Limits,
+) -> Result<(Tree, R, Digest), Flaw> {
+    let mut archive = Archive::new(Hashing::of(archive), limits);
+    let mut end = 0;
+    let entries = read_entries(&mut archive, limits, |chunk, bytes| {
+        let frame = zstd::bulk::compress(bytes, REPACKED).map_err(Flaw::Source)?;
+        to.write_all(&frame).map_err(Flaw::Source)?;
+        chunk.stretch = end..end + frame.len() as u64;
+        end = chunk.stretch.end;
+        Ok(())
+    })?;
+    to.flush().map_err(Flaw::Source)?;
+    let (archive, diff_id, _) = archive.finish().finish();
+    Ok((Tree::new(entries, limits)?, archive, diff_id))
+}
+
+/// Reads all entries of an archive; `show` sees each chunk of a file with its bytes.
+fn read_entries<R: Read>(
+    archive: &mut Archive<R>,
+    limits: &Limits,
+    mut show: impl FnMut(&mut Chunk, &[u8]) -> Result<(), Flaw>,
+) -> Result<Vec<Told>, Flaw> {
+    let mut entries = Vec::new();
+    let mut chunks = 0;
+    while let Some(mut told) = archive.next_entry()? {
+        if let What::Regular(data) = &mut told.what {
+            read_data(archive, data, |chunk, bytes| {
+                chunks += 1;
+                if chunks > limits.chunks {
+                    return Err(limits.exceeded(Cap::Chunks));
+                }
+                show(chunk, bytes)
+            })?;
+        }
+        entries.push(told);
+    }
+    Ok(entries)
+}
+
 /// Reads the bytes of a file, and notes its chunks, which `show` sees with their bytes: for now, with
 /// their places in the archive.
 fn read_data<R: Read>(
@@ -225,12 +277,7 @@ fn read_data<R: Read>(
 }
 
 /// Says of a chunk, of which the place in the archive is known, where it is in a blob of `size` bytes.
-fn place(
-    chunk: &mut Chunk,
-    checkpoints: &[Checkpoint],
-    size: u64,
-    limits: &Limits,
-) -> Result<(), Flaw> {
+fn place(chunk: &mut Chunk, checkpoints: &[Checkpoint], size: u64) -> Result<(), Flaw> {
     let Range { start, end } = chunk.stretch;
     let behind = checkpoints.partition_point(|point| point.output <= start);
     let next = checkpoints.partition_point(|point| point.output < end);
@@ -240,13 +287,73 @@ fn place(
         chunk.skip = start - point.output;
     }
     // A block of deflate may be as long as its maker likes.
-    if chunk.skip > limits.chunk_bytes {
-        return Err(Flaw::Limit {
-            what: "bytes between two places at which inflating can begin",
-            limit: limits.chunk_bytes,
+    if chunk.skip > IN_VAIN {
+        return Err(Flaw::Compression {
+            what: "the blob from its middle",
+            source: io::Error::other("it has blocks that are too long"),
         });
     }
     Ok(())
+}
+
+/// A reader that ends with an error when more comes out of a blob than is allowed.
+struct Capped<'l, R, F> {
+    from: R,
+    limits: &'l Limits,
+    /// How many bytes of the blob were used, if that says anything.
+    used: F,
+    bytes: u64,
+}
+
+impl<'l, R, F: Fn(&R) -> Option<u64>> Capped<'l, R, F> {
+    fn of(from: R, limits: &'l Limits, used: F) -> Capped<'l, R, F> {
+        Capped {
+            from,
+            limits,
+            used,
+            bytes: 0,
+        }
+    }
+}
+
+impl<R: Read, F: Fn(&R) -> Option<u64>> Read for Capped<'_, R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        self.bytes += count as u64;
+        let checked = self.limits.check_bytes(self.bytes, (self.used)(&self.from));
+        checked.map_err(io::Error::other)?;
+        Ok(count)
+    }
+}
+
+/// A reader of zstd frames.
+struct Unpacking<'l, R: Read> {
+    decoder: zstd::Decoder<'static, BufReader<R>>,
+    limits: &'l Limits,
+}
+
+impl<'l, R: Read> Unpacking<'l, R> {
+    fn new(from: R, limits: &'l Limits) -> io::Result<Unpacking<'l, R>> {
+        let mut decoder = zstd::Decoder::new(from)?;
+        decoder.window_log_max(limits.window_log)?;
+        Ok(Unpacking { decoder, limits })
+    }
+}
+
+impl<R: Read> Read for Unpacking<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // The library tells its errors by their texts alone.
+        let is_window = |error: &io::Error| {
+            error.to_string() == zstd::zstd_safe::get_error_name(WINDOW_TOO_LARGE)
+        };
+        self.decoder.read(buffer).map_err(|error| {
+            if is_window(&error) {
+                io::Error::other(self.limits.exceeded(Cap::Window))
+            } else {
+                error
+            }
+        })
+    }
 }
 
 /// A reader that hashes what is read through it.

@@ -21,7 +21,7 @@ use self::part::{IN_PART, Parts, arriving, complete};
 use super::cache::Cache;
 use super::chunk::{Packing, unpack};
 use super::digest::Digest;
-use super::limits::Limits;
+use super::limits::{Cap, Limits};
 use super::table::{Found, Table};
 use super::{Compression, Flaw};
 use crate::error::{Error, Result};
@@ -420,10 +420,7 @@ impl Files {
         let length = range.end - range.start;
         let most = self.limits.chunk_bytes.saturating_mul(2).max(JOINED);
         if length > most {
-            return Err(Flaw::Limit {
-                what: "bytes of a stretch",
-                limit: most,
-            });
+            return Err(self.limits.exceeded(Cap::Chunk));
         }
         let bytes = self.source.read(range).map_err(Flaw::Source)?;
         if bytes.len() as u64 != length {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use flate2::bufread::GzDecoder;
 
 use super::digest::Digest;
-use super::limits::Limits;
+use super::limits::{Cap, Limits};
 use super::{Compression, Flaw};
 
 /// The table of contents of a blob.
@@ -23,7 +23,7 @@ pub struct Toc {
 /// eStargz (stargz-snapshotter, docs/estargz.md): gzip members, and a footer of 51 bytes, which is
 /// an empty member whose extra field says where the TOC is.
 pub mod estargz {
-    use super::{Compression, Digest, Flaw, GzDecoder, Limits, Range, Read, Toc};
+    use super::{Cap, Compression, Digest, Flaw, GzDecoder, Limits, Range, Read, Toc};
 
     /// Bytes of the footer.
     pub const FOOTER: usize = 51;
@@ -52,7 +52,7 @@ pub mod estargz {
             return Err(BAD_FOOTER);
         }
         if end - start > limits.toc_bytes {
-            return Err(too_large(limits));
+            return Err(limits.exceeded(Cap::Toc));
         }
         Ok(start..end)
     }
@@ -69,7 +69,7 @@ pub mod estargz {
         tar.read_exact(&mut header).map_err(failed)?;
         let size = size_in(&header).ok_or(BAD_FOOTER)?;
         if size > limits.toc_bytes {
-            return Err(too_large(limits));
+            return Err(limits.exceeded(Cap::Toc));
         }
         let mut json = Vec::new();
         tar.take(size).read_to_end(&mut json).map_err(failed)?;
@@ -90,20 +90,13 @@ pub mod estargz {
         let digits = std::str::from_utf8(header.get(124..136)?).ok()?;
         u64::from_str_radix(digits.trim_matches([' ', '\0']), 8).ok()
     }
-
-    fn too_large(limits: &Limits) -> Flaw {
-        Flaw::Limit {
-            what: "bytes of the table of contents",
-            limit: limits.toc_bytes,
-        }
-    }
 }
 
 /// zstd:chunked (containers/storage, pkg/chunked): zstd frames, and the TOC in a skippable frame,
 /// compressed by zstd. Where that is stands in the manifest; the footer says it once more, and is
 /// not needed.
 pub mod zstd_chunked {
-    use super::{Compression, Digest, Flaw, Limits, Range, Toc};
+    use super::{Cap, Compression, Digest, Flaw, Limits, Range, Toc};
 
     /// The annotation with the digest of the TOC as it is compressed; the second name is that of
     /// skopeo and podman up to 2022.
@@ -142,10 +135,7 @@ pub mod zstd_chunked {
             return Err(bad());
         }
         if length.max(uncompressed) > limits.toc_bytes {
-            return Err(Flaw::Limit {
-                what: "bytes of the table of contents",
-                limit: limits.toc_bytes,
-            });
+            return Err(limits.exceeded(Cap::Toc));
         }
         Ok((start..end, uncompressed))
     }

@@ -40,7 +40,7 @@ pub use contents::{Contents, Ordinary};
 pub use digest::Digest;
 pub use files::{Counts, Files, Flights, Here, Source, digests_in};
 pub use footer::{Toc, estargz, zstd_chunked};
-pub use limits::Limits;
+pub use limits::{Cap, Limits};
 pub use told::check_told;
 
 /// Why a blob is not used as it is.
@@ -86,10 +86,10 @@ pub enum Flaw {
     #[error("its table of contents: {0}")]
     Json(#[from] serde_json::Error),
     /// It asks for more than is allowed.
-    #[error("{what}: more than {limit}")]
+    #[error("{cap}: more than {limit}")]
     Limit {
         /// Of what.
-        what: &'static str,
+        cap: Cap,
         /// What is allowed.
         limit: u64,
     },
@@ -101,6 +101,16 @@ pub enum Flaw {
         /// What is wrong.
         what: &'static str,
     },
+}
+
+impl Flaw {
+    /// That reading failed: what a reader found out on the way, or a flaw of the compression.
+    fn of_reading(what: &'static str, error: std::io::Error) -> Flaw {
+        match error.downcast() {
+            Ok(flaw) => flaw,
+            Err(source) => Flaw::Compression { what, source },
+        }
+    }
 }
 
 /// The compression of a blob.

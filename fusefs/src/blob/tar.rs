@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use super::Flaw;
 use super::entry::{Data, Told, What};
-use super::limits::Limits;
+use super::limits::{Cap, Limits};
 use crate::types::Timestamp;
 
 /// Bytes of a block: a header, or a piece of data.
@@ -115,10 +115,7 @@ impl<R: Read> Archive<R> {
     fn entry(&mut self, header: &Header, extended: Extended) -> Result<Told, Flaw> {
         self.entries += 1;
         if self.entries > self.limits.entries {
-            return Err(Flaw::Limit {
-                what: "entries",
-                limit: self.limits.entries as u64,
-            });
+            return Err(self.limits.exceeded(Cap::Entries));
         }
         let is_plain = extended.name.is_none();
         let name = match extended.name {
@@ -157,9 +154,7 @@ impl<R: Read> Archive<R> {
         match what {
             What::Regular(_) => {
                 self.bytes = self.bytes.saturating_add(size);
-                if self.bytes > self.limits.layer_bytes {
-                    return Err(failed("the layer has more bytes than allowed"));
-                }
+                self.limits.check_bytes(self.bytes, None)?;
                 self.expect(size);
             }
             // Some readers take so many bytes as data, and others as the next header.
@@ -273,12 +268,7 @@ impl<R: Read> Archive<R> {
                     return Ok(count);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(source) => {
-                    return Err(Flaw::Compression {
-                        what: "the archive",
-                        source,
-                    });
-                }
+                Err(error) => return Err(Flaw::of_reading("the archive", error)),
             }
         }
     }
@@ -383,7 +373,7 @@ impl Extended {
                     };
                     self.xattr_bytes += name.len() + value.len();
                     if self.xattr_bytes > limits.xattr_bytes {
-                        return Err(failed("more bytes of extended attributes than allowed"));
+                        return Err(limits.exceeded(Cap::Xattrs));
                     }
                     let name = OsString::from_vec(name.to_vec());
                     if self.xattrs.iter().any(|(known, _)| *known == name) {

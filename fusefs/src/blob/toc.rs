@@ -4,6 +4,7 @@
 //! An entry stands for each of the archive, and behind that of a large file one for each further
 //! chunk. eStargz does not say where a chunk ends: that is where the next one begins.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -17,7 +18,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use super::digest::Digest;
 use super::entry::{Chunk, Data, Told, What};
 use super::footer::Toc;
-use super::limits::Limits;
+use super::limits::{Cap, Limits};
 use super::{Compression, Flaw};
 use crate::types::Timestamp;
 
@@ -45,7 +46,16 @@ pub(crate) struct Contents {
 /// Reads a table of contents.
 pub(crate) fn read(toc: &Toc, limits: &Limits) -> Result<Contents, Flaw> {
     let mut json = serde_json::Deserializer::from_slice(&toc.json);
-    let records = Seed { limits }.deserialize(&mut json)?;
+    let exceeded = Cell::new(None);
+    let seed = Seed {
+        limits,
+        exceeded: &exceeded,
+    };
+    let records = seed.deserialize(&mut json);
+    if let Some(cap) = exceeded.get() {
+        return Err(limits.exceeded(cap));
+    }
+    let records = records?;
     json.end()?;
     let ends = Ends::of(&records, toc);
     let mut contents = Contents {
@@ -174,12 +184,12 @@ impl Record {
         let mut bytes = 0;
         let mut xattrs = Vec::new();
         for (name, value) in self.xattrs.iter().flatten() {
-            bytes += name.len() + value.len() / 4 * 3;
-            if bytes > limits.xattr_bytes {
-                return Err(self.flaw("more bytes of extended attributes than allowed"));
-            }
             let value = STANDARD.decode(value);
             let value = value.map_err(|_| self.flaw("an extended attribute that is no Base64"))?;
+            bytes += name.len() + value.len();
+            if bytes > limits.xattr_bytes {
+                return Err(limits.exceeded(Cap::Xattrs));
+            }
             xattrs.push((OsString::from(name), value));
         }
         Ok(xattrs)
@@ -213,7 +223,7 @@ impl Record {
                 return Err(self.flaw("chunks that are not next to each other"));
             }
             if len.max(piece.skip) > limits.chunk_bytes {
-                return Err(self.flaw("a chunk that is larger than allowed"));
+                return Err(limits.exceeded(Cap::Chunk));
             }
             let digest = match piece.digest.as_str() {
                 "" if alone => data.digest,
@@ -221,13 +231,15 @@ impl Record {
             };
             let following = starts.get(number + 1).copied();
             let end = ends.of_piece(&piece, following, self.end_offset);
-            let end = end.filter(|end| *end - piece.start <= limits.chunk_bytes.saturating_mul(2));
+            let end = end.ok_or_else(|| self.flaw("a chunk that lies outside the data"))?;
+            if end - piece.start > limits.chunk_bytes.saturating_mul(2) {
+                return Err(limits.exceeded(Cap::Chunk));
+            }
             data.chunks.push(Chunk {
                 offset: next,
                 len,
                 digest: digest.ok_or_else(|| self.flaw("a chunk without a known digest"))?,
-                stretch: piece.start
-                    ..end.ok_or_else(|| self.flaw("a chunk that lies outside the data"))?,
+                stretch: piece.start..end,
                 skip: piece.skip,
             });
             next += len;
@@ -285,8 +297,11 @@ impl Ends {
 }
 
 /// Reads all of the JSON, and no more entries than are allowed.
+#[derive(Clone, Copy)]
 struct Seed<'l> {
     limits: &'l Limits,
+    /// The limit that ended it.
+    exceeded: &'l Cell<Option<Cap>>,
 }
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
@@ -311,8 +326,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             match key.as_str() {
                 "version" if version.is_none() => version = Some(map.next_value::<u32>()?),
                 "entries" if entries.is_none() => {
-                    let most = self.limits.entries;
-                    entries = Some(map.next_value_seed(Entries { most })?);
+                    entries = Some(map.next_value_seed(Entries(self))?);
                 }
                 "version" | "entries" => return Err(A::Error::custom("a field comes twice")),
                 _ => {
@@ -327,11 +341,9 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 }
 
-struct Entries {
-    most: usize,
-}
+struct Entries<'l>(Seed<'l>);
 
-impl<'de> DeserializeSeed<'de> for Entries {
+impl<'de> DeserializeSeed<'de> for Entries<'_> {
     type Value = Vec<Record>;
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Vec<Record>, D::Error> {
@@ -339,7 +351,7 @@ impl<'de> DeserializeSeed<'de> for Entries {
     }
 }
 
-impl<'de> Visitor<'de> for Entries {
+impl<'de> Visitor<'de> for Entries<'_> {
     type Value = Vec<Record>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -348,11 +360,21 @@ impl<'de> Visitor<'de> for Entries {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<Record>, A::Error> {
         use serde::de::Error;
+        let Seed { limits, exceeded } = self.0;
+        let (mut entries, mut chunks) = (0, 0);
         let mut records = Vec::new();
-        while let Some(record) = list.next_element()? {
-            if records.len() == self.most {
-                let what = format!("more entries than {} are not allowed", self.most);
-                return Err(A::Error::custom(what));
+        while let Some(record) = list.next_element::<Record>()? {
+            let is_more = record.kind == "chunk";
+            entries += usize::from(!is_more);
+            chunks += usize::from(is_more || record.size > 0);
+            for (count, most, cap) in [
+                (entries, limits.entries, Cap::Entries),
+                (chunks, limits.chunks, Cap::Chunks),
+            ] {
+                if count > most {
+                    exceeded.set(Some(cap));
+                    return Err(A::Error::custom(cap));
+                }
             }
             records.push(record);
         }

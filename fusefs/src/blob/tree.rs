@@ -14,7 +14,7 @@ use rustix::fs::makedev;
 
 use super::Flaw;
 use super::entry::{Data, Told, What};
-use super::limits::Limits;
+use super::limits::{Cap, Limits};
 use crate::image::dir_nlink;
 use crate::index::{self, Entry, Kind, Stamp};
 use crate::layer::{Below, EntryKind};
@@ -32,6 +32,21 @@ const NAME_MAX: usize = 255;
 const TARGET_MAX: usize = 4095;
 /// The inode number of the root. FUSE's root is 1, which no file should have.
 const FIRST_INO: u64 = 2;
+
+/// Why an entry is refused.
+#[derive(Debug)]
+enum Why {
+    /// It makes no sense.
+    Entry(&'static str),
+    /// It is too much of something.
+    Limit(Flaw),
+}
+
+impl From<&'static str> for Why {
+    fn from(what: &'static str) -> Why {
+        Why::Entry(what)
+    }
+}
 
 /// A node of a tree, by its number.
 type NodeId = usize;
@@ -93,9 +108,17 @@ impl Tree {
         for told in told {
             let path = PathBuf::from(&told.name);
             let added = tree.add(told);
-            added.map_err(|what| Flaw::Entry { path, what })?;
+            added.map_err(|why| match why {
+                Why::Entry(what) => Flaw::Entry { path, what },
+                Why::Limit(flaw) => flaw,
+            })?;
         }
         Ok(tree)
+    }
+
+    /// The bytes of all regular files that were told of.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The attributes of the root.
@@ -142,7 +165,7 @@ impl Tree {
         })
     }
 
-    fn add(&mut self, told: Told) -> Result<(), &'static str> {
+    fn add(&mut self, told: Told) -> Result<(), Why> {
         let path = clean(&told.name, &self.limits)?;
         let xattrs = own_xattrs(told.xattrs)?;
         let Some((name, parents)) = path.split_last() else {
@@ -150,7 +173,7 @@ impl Tree {
                 return Ok(());
             };
             if told.what != What::Directory {
-                return Err("the root is no directory");
+                return Err("the root is no directory".into());
             }
             (root.perm, root.uid, root.gid) = (told.perm, told.uid, told.gid);
             (root.mtime, root.xattrs) = (told.mtime, xattrs);
@@ -158,15 +181,15 @@ impl Tree {
         };
         let parent = self.make_parents(parents)?;
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            return self.add_whiteout(parent, name, hidden);
+            return Ok(self.add_whiteout(parent, name, hidden)?);
         }
         let content = match told.what {
             What::Directory => Content::Directory(Dir::default()),
             What::Regular(data) => {
                 self.bytes = self.bytes.saturating_add(data.size);
-                if self.bytes > self.limits.layer_bytes {
-                    return Err("the layer has more bytes than allowed");
-                }
+                self.limits
+                    .check_bytes(self.bytes, None)
+                    .map_err(Why::Limit)?;
                 Content::Regular(data)
             }
             What::Symlink(target) => Content::Symlink(checked_target(target)?),
@@ -220,12 +243,7 @@ impl Tree {
         id
     }
 
-    fn add_link(
-        &mut self,
-        parent: NodeId,
-        name: &[u8],
-        target: &OsStr,
-    ) -> Result<(), &'static str> {
+    fn add_link(&mut self, parent: NodeId, name: &[u8], target: &OsStr) -> Result<(), Why> {
         let target = clean(target, &self.limits)?;
         let found = target
             .iter()
@@ -238,7 +256,7 @@ impl Tree {
             return Ok(());
         };
         if matches!(node.content, Content::Directory(_)) {
-            return Err("a hard link to a directory");
+            return Err("a hard link to a directory".into());
         }
         node.names += 1;
         self.put(parent, name, Child::Node(id));
@@ -450,22 +468,26 @@ fn ino(id: NodeId) -> Ino {
 }
 
 /// The parts of a path. No part leads out of the tree, or means something else elsewhere.
-fn clean<'p>(path: &'p OsStr, limits: &Limits) -> Result<Vec<&'p [u8]>, &'static str> {
+fn clean<'p>(path: &'p OsStr, limits: &Limits) -> Result<Vec<&'p [u8]>, Why> {
+    let exceeded = |cap| Err(Why::Limit(limits.exceeded(cap)));
+    if path.len() > limits.path_bytes {
+        return exceeded(Cap::Path);
+    }
     let parts = path.as_bytes().split(|byte| *byte == b'/');
     let parts: Vec<&[u8]> = parts.filter(|part| !matches!(*part, b"" | b".")).collect();
     for part in &parts {
         if *part == b".." {
-            return Err("a path with ..");
+            return Err("a path with ..".into());
         }
         if part.contains(&0) {
-            return Err("a path with a NUL byte");
+            return Err("a path with a NUL byte".into());
         }
-        if part.len() > NAME_MAX {
-            return Err("a name of more than 255 bytes");
+        if part.len() > limits.name_bytes.min(NAME_MAX) {
+            return exceeded(Cap::Name);
         }
     }
     if parts.len() > limits.depth {
-        return Err("it lies deeper than allowed");
+        return exceeded(Cap::Depth);
     }
     Ok(parts)
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lamina_fusefs::blob::{Digest, Holds, digests_in};
+use lamina_fusefs::blob::{self, Digest, Holds, digests_in};
 use parking_lot::{Condvar, Mutex};
 
 use super::Lazy;
@@ -298,7 +298,7 @@ fn sweep(lazy: &Lazy, layout: &Layout, removed: &[u64]) -> lamina_fusefs::Result
         .filter(|id| !removed.contains(id))
     {
         let table = layout.blob_table(id);
-        match digests_in(&table, &lazy.limits) {
+        match digests_in(&table, &blob::Limits::of_written()) {
             Ok(digests) => kept.extend(digests),
             // It was removed meanwhile. Of any other it is not known what it needs.
             Err(_) if !table.exists() => {}

@@ -5,10 +5,9 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lamina_fusefs::blob::{Contents, Digest, Flaw, Toc, estargz, zstd_chunked};
+use lamina_fusefs::blob::{Contents, Digest, Flaw, Limits, Toc, estargz, zstd_chunked};
 use lamina_fusefs::image::Image;
 use lamina_fusefs::types::Attr;
-use sha2::{Digest as _, Sha256};
 
 use super::labels::Wanted;
 use super::pieces::Pieces;
@@ -21,13 +20,10 @@ use crate::store::layout::{BLOB, BLOB_RECORD, BLOB_TABLE, LAYER_INDEX};
 /// The digest of an eStargz layer's TOC (stargz-snapshotter, docs/estargz.md).
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-/// The largest window that a zstd blob may ask for, as a power of two: 128 MiB, the most that the zstd
-/// program takes without being told to.
-const WINDOW_LOG: u32 = 27;
-
 /// Writes into `dir` what is needed to serve a layer that is to stand on the image `below`.
 pub(super) fn make(
     lazy: &Lazy,
+    limits: &Limits,
     wanted: &Wanted,
     below: Option<&Image>,
     dir: &Path,
@@ -60,16 +56,16 @@ pub(super) fn make(
     let (format, contents) = match toc_of(layer)? {
         Some(TocPlace::Estargz(digest)) => (
             Format::Estargz,
-            Contents::of_toc(&estargz_toc(lazy, &blob, digest)?, &lazy.limits)?,
+            Contents::of_toc(&estargz_toc(limits, &blob, digest)?, limits)?,
         ),
         Some(TocPlace::ZstdChunked { digest, position }) => {
-            let toc = zstd_chunked_toc(lazy, &blob, digest, position)?;
-            (Format::ZstdChunked, Contents::of_toc(&toc, &lazy.limits)?)
+            let toc = zstd_chunked_toc(limits, &blob, digest, position)?;
+            (Format::ZstdChunked, Contents::of_toc(&toc, limits)?)
         }
         None => match Packing::of(&layer.media_type) {
-            Some(Packing::Gzip) => (Format::Gzip, pull(lazy, &blob, layer, &dir.join(BLOB))?),
+            Some(Packing::Gzip) => (Format::Gzip, pull(limits, &blob, layer, &dir.join(BLOB))?),
             Some(packing) => {
-                let contents = repack(lazy, &blob, layer, packing, &dir.join(BLOB))?;
+                let contents = repack(limits, &blob, layer, packing, &dir.join(BLOB))?;
                 (Format::Repacked, contents)
             }
             None => {
@@ -82,12 +78,13 @@ pub(super) fn make(
     };
     check_implied(&contents.implied(), below)?;
     contents.save(&dir.join(LAYER_INDEX), &dir.join(BLOB_TABLE))?;
-    let record = Record::new(
+    let mut record = Record::new(
         wanted.reference.clone(),
         wanted.digest.clone(),
         layer.size,
         format,
     );
+    record.file_bytes = contents.file_bytes();
     record.write(&dir.join(BLOB_RECORD))?;
     let root = contents.root();
     root.ok_or_else(|| LazyError::Unfit("it has no root".to_owned()))
@@ -159,25 +156,25 @@ fn toc_of(layer: &image::Layer) -> Result<Option<TocPlace<'_>>, LazyError> {
     }
 }
 
-fn estargz_toc(lazy: &Lazy, blob: &RemoteBlob, digest: Digest) -> Result<Toc, LazyError> {
+fn estargz_toc(limits: &Limits, blob: &RemoteBlob, digest: Digest) -> Result<Toc, LazyError> {
     let size = blob.size();
     let start = size.saturating_sub(estargz::FOOTER as u64);
     let footer = blob.part(start..size)?;
     let footer = footer.first_chunk().ok_or_else(|| {
         LazyError::Unfit("the blob is shorter than the footer of eStargz".to_owned())
     })?;
-    let place = estargz::toc(footer, size, &lazy.limits)?;
+    let place = estargz::toc(footer, size, limits)?;
     let member = blob.part(place.clone())?;
-    Ok(estargz::read(&member, place.start, digest, &lazy.limits)?)
+    Ok(estargz::read(&member, place.start, digest, limits)?)
 }
 
 fn zstd_chunked_toc(
-    lazy: &Lazy,
+    limits: &Limits,
     blob: &RemoteBlob,
     digest: Digest,
     position: &str,
 ) -> Result<Toc, LazyError> {
-    let (place, length) = zstd_chunked::toc(position, blob.size(), &lazy.limits)?;
+    let (place, length) = zstd_chunked::toc(position, blob.size(), limits)?;
     let frame = blob.part(place.clone())?;
     Ok(zstd_chunked::read(&frame, (place.start, length), digest)?)
 }
@@ -208,7 +205,7 @@ impl Packing {
 
 /// Reads an ordinary gzip blob to its end, keeps it, and finds out what is where in it.
 fn pull(
-    lazy: &Lazy,
+    limits: &Limits,
     blob: &RemoteBlob,
     layer: &image::Layer,
     at: &Path,
@@ -219,7 +216,7 @@ fn pull(
         pieces,
         to: |bytes: &[u8]| kept.file.write_all(bytes),
     };
-    let ordinary = Contents::of_gzip(keeping, &lazy.limits)?;
+    let ordinary = Contents::of_gzip(keeping, limits)?;
     check_digest("the blob", ordinary.digest, layer.digest)?;
     check_digest("the archive in the blob", ordinary.diff_id, layer.diff_id)?;
     kept.sync()?;
@@ -228,38 +225,23 @@ fn pull(
 
 /// Reads a blob that can't be read from the middle to its end, and keeps its files, packed anew.
 fn repack(
-    lazy: &Lazy,
+    limits: &Limits,
     blob: &RemoteBlob,
     layer: &image::Layer,
     packing: Packing,
     at: &Path,
 ) -> Result<Contents, LazyError> {
     let mut kept = Kept::create(at)?;
-    let failed = |source| Flaw::Compression {
-        what: "the blob",
-        source,
-    };
-    let mut hash = Sha256::new();
     let pieces = Pieces::of(blob).map_err(lamina_fusefs::Error::from)?;
-    let raw = Shown {
-        pieces,
-        to: |bytes: &[u8]| {
-            hash.update(bytes);
-            Ok(())
-        },
-    };
     let to = BufWriter::with_capacity(1 << 20, &mut kept.file);
-    let (contents, diff_id) = if packing == Packing::Zstd {
-        let mut archive = zstd::Decoder::new(raw).map_err(failed)?;
-        archive.window_log_max(WINDOW_LOG).map_err(failed)?;
-        Contents::repack(archive, to, layer.digest, &lazy.limits)?
-    } else {
-        Contents::repack(raw, to, layer.digest, &lazy.limits)?
+    let ordinary = match packing {
+        Packing::Zstd => Contents::of_zstd(pieces, to, limits)?,
+        Packing::Gzip | Packing::Tar => Contents::of_tar(pieces, to, limits)?,
     };
-    check_digest("the blob", Digest::from(hash), layer.digest)?;
-    check_digest("the archive in the blob", diff_id, layer.diff_id)?;
+    check_digest("the blob", ordinary.digest, layer.digest)?;
+    check_digest("the archive in the blob", ordinary.diff_id, layer.diff_id)?;
     kept.sync()?;
-    Ok(contents)
+    Ok(ordinary.contents)
 }
 
 pub(super) fn check_digest(what: &'static str, found: Digest, wanted: Digest) -> Result<(), Flaw> {

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lamina_fusefs::blob::{self, Cache, Digest, Files, Flights, Limits};
+use lamina_fusefs::blob::{self, Cache, Cap, Digest, Files, Flights, Limits};
 use lamina_fusefs::image::Image;
 use lamina_fusefs::index::{BlobLayer, LayerData};
 use lamina_fusefs::types::{Attr, Ino};
@@ -48,6 +48,7 @@ use self::record::{Format, Record};
 use self::recorder::{Recorder, Recorders, Watched};
 use self::source::BlobSource;
 use crate::chains::Chains;
+use crate::config::limits;
 use crate::registry::image::{self, Images};
 use crate::registry::{self, Registry, RegistryError};
 use crate::store::layout::Layout;
@@ -61,7 +62,15 @@ pub enum LazyError {
     Registry(#[from] RegistryError),
     /// The blob is not what it should be.
     #[error(transparent)]
-    Blob(#[from] blob::Flaw),
+    Blob(blob::Flaw),
+    /// It asks for more than is allowed.
+    #[error("{cap}: more than {limit} (see {key})", key = limits::key(*.cap))]
+    Limit {
+        /// Of what.
+        cap: Cap,
+        /// What is allowed.
+        limit: u64,
+    },
     /// What is needed can't be written down, or what is below can't be read.
     #[error(transparent)]
     Fs(#[from] lamina_fusefs::Error),
@@ -80,6 +89,15 @@ pub enum LazyError {
     Unfit(String),
 }
 
+impl From<blob::Flaw> for LazyError {
+    fn from(flaw: blob::Flaw) -> LazyError {
+        match flaw {
+            blob::Flaw::Limit { cap, limit } => LazyError::Limit { cap, limit },
+            other => LazyError::Blob(other),
+        }
+    }
+}
+
 /// The layer of a blob of which nobody will read a file: its index answers everything else.
 pub(crate) fn unread(layout: &Layout, id: u64) -> lamina_fusefs::Result<Arc<BlobLayer>> {
     let name = layout.blob_record(id).display().to_string();
@@ -90,7 +108,7 @@ pub(crate) fn unread(layout: &Layout, id: u64) -> lamina_fusefs::Result<Arc<Blob
 /// Looks whether what was written down of a blob is whole.
 pub(crate) fn check(layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
     let record = Record::read(&layout.blob_record(id))?;
-    blob::digests_in(&layout.blob_table(id), &Limits::default())?;
+    blob::digests_in(&layout.blob_table(id), &Limits::of_written())?;
     let path = layout.blob(id);
     if record.format == Format::Repacked && !path.exists() {
         return Err(lamina_fusefs::Error::Path {
@@ -168,13 +186,14 @@ impl Lazy {
         layout: &Layout,
         options: &registry::Options,
         limits_of_cache: keeper::Limits,
+        limits: Limits,
     ) -> lamina_fusefs::Result<Arc<Lazy>> {
         let lazy = Arc::new(Lazy {
             registry: Arc::new(Registry::new(options)),
             images: Images::default(),
             cache: Arc::new(Cache::open(&layout.cache())?),
             flights: Arc::default(),
-            limits: Limits::default(),
+            limits,
             opened: Chains::new(),
             recorders: (limits_of_cache.profiles != Profiles::Off)
                 .then(|| Recorders::new(layout.profiles())),
@@ -187,15 +206,23 @@ impl Lazy {
         Ok(lazy)
     }
 
-    /// Writes into `dir` what is needed to serve a layer that is to stand on the image `below`.
-    /// Answers the attributes of its root.
+    /// Writes into `dir` what is needed to serve a layer that is to stand on the image `below`, of
+    /// which those are the snapshots. Answers the attributes of its root.
     pub(crate) fn make(
         &self,
         wanted: &Wanted,
         below: Option<&Image>,
+        (layout, chain): (&Layout, &[u64]),
         dir: &Path,
     ) -> Result<Attr, LazyError> {
-        make::make(self, wanted, below, dir)
+        let records = chain.iter().map(|id| layout.blob_record(*id));
+        let records = records.filter(|path| path.exists());
+        let bytes = records.map(|path| Record::read(&path).map(|record| record.file_bytes));
+        let limits = Limits {
+            below_bytes: bytes.sum::<lamina_fusefs::Result<u64>>()?,
+            ..self.limits
+        };
+        make::make(self, &limits, wanted, below, dir)
     }
 
     /// The layer of a snapshot that was made by [`Self::make`].
@@ -208,7 +235,7 @@ impl Lazy {
                 Arc::new(source),
                 Arc::clone(&self.cache),
                 Arc::clone(&self.flights),
-                &self.limits,
+                &Limits::of_written(),
             )?;
             let data = Arc::clone(&files) as Arc<dyn LayerData>;
             let layer = Arc::new(BlobLayer::of_blob(data, &layout.layer_index(id))?);

@@ -176,10 +176,9 @@ fn unpack(part: &[u8], index: &Path, table: &Path) -> Result<Vec<PathBuf>, LazyE
     let mut rest = Vec::new();
     inside.read_to_end(&mut rest).map_err(failed)?;
     if inside.limit() == 0 {
-        return Err(LazyError::from(Flaw::Limit {
-            what: "bytes of an index in the registry",
-            limit: MOST_INSIDE,
-        }));
+        return Err(LazyError::Unfit(format!(
+            "an index in the registry has more than {MOST_INSIDE} bytes"
+        )));
     }
     let paths = rest
         .split(|byte| *byte == 0)

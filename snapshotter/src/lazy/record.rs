@@ -22,6 +22,9 @@ pub(crate) struct Record {
     pub(crate) size: u64,
     /// How it is read.
     pub(crate) format: Format,
+    /// Bytes of its files.
+    #[serde(default)]
+    pub(crate) file_bytes: u64,
 }
 
 /// How a blob is read.
@@ -58,6 +61,7 @@ impl Record {
             digest,
             size,
             format,
+            file_bytes: 0,
         }
     }
 

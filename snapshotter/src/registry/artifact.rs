@@ -15,7 +15,7 @@ use oci_spec::image::{
     Descriptor, ImageIndex, ImageIndexBuilder, ImageManifest, ImageManifestBuilder, MediaType,
 };
 
-use super::image::{MOST, descriptor, digest_of};
+use super::image::{descriptor, digest_of};
 use super::push::Body;
 use super::{Access, Registry, RegistryError};
 
@@ -111,7 +111,7 @@ impl Registry {
                 "a part of an artifact has {size} bytes, and no more than {most} are taken"
             )));
         }
-        if size <= MOST {
+        if size <= self.manifest_bytes {
             let bytes = self.get(reference, format!("blobs/{digest}"), "*/*", Some(digest))?;
             return Ok(bytes);
         }

@@ -75,6 +75,14 @@ pub enum RegistryError {
         /// The HTTP status.
         status: u16,
     },
+    /// It answered with more than is taken.
+    #[error("{url}: it answers with more than {limit} bytes")]
+    TooLarge {
+        /// What was asked for.
+        url: String,
+        /// What is taken.
+        limit: u64,
+    },
     /// It answered with something else than was asked for.
     #[error("{url}: {what}")]
     Answer {

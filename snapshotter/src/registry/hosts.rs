@@ -114,12 +114,12 @@ impl Hosts {
 }
 
 fn parse(text: &str, dir: &Path, registry: &str, access: Access) -> Result<Vec<Endpoint>, String> {
-    let table: toml::Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    let table: toml::Table = toml::from_str(text).map_err(|error| plain(&error))?;
     let config = |value: &toml::Value| -> Result<HostConfig, String> {
         value
             .clone()
             .try_into()
-            .map_err(|error: toml::de::Error| error.to_string())
+            .map_err(|error: toml::de::Error| plain(&error))
     };
     let mut endpoints = Vec::new();
     let hosts = table.get("host").and_then(toml::Value::as_table);
@@ -139,6 +139,11 @@ fn parse(text: &str, dir: &Path, registry: &str, access: Access) -> Result<Vec<E
         endpoints.push(Endpoint::of(&server, &own, dir, is_mirror));
     }
     Ok(endpoints)
+}
+
+/// What the parser says, without the line that it shows: there may be a login in it.
+fn plain(error: &toml::de::Error) -> String {
+    error.message().to_owned()
 }
 
 /// Whether a host is for this. As for containerd, one of which nothing is said is for everything.
@@ -212,6 +217,18 @@ impl Endpoint {
     }
 }
 
+/// A URL for people: without a login that is in it.
+pub(super) fn shown(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let authority = rest.split('/').next().unwrap_or(rest);
+    match authority.rsplit_once('@') {
+        Some((login, _)) => format!("{scheme}://{}", &rest[login.len() + 1..]),
+        None => url.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +238,28 @@ mod tests {
             .iter()
             .map(|endpoint| endpoint.base.as_str())
             .collect()
+    }
+
+    #[test]
+    fn a_login_in_a_url_or_a_file_is_not_shown() {
+        for (url, wanted) in [
+            (
+                "https://me:secret@r.example:5000/v2/a",
+                "https://r.example:5000/v2/a",
+            ),
+            ("https://me:se@cret@r.example", "https://r.example"),
+            ("https://r.example/a@b", "https://r.example/a@b"),
+            ("no url", "no url"),
+        ] {
+            assert_eq!(shown(url), wanted);
+        }
+        for text in [
+            "[host.\"https://a\".header]\nauthorization = Basic secret",
+            "[host.\"https://a\".header]\nauthorization = { secret = 1 }",
+        ] {
+            let error = parse(text, Path::new(""), "r", Access::Pull).expect_err(text);
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use ureq::Agent;
 use ureq::http::{HeaderMap, Request, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use super::hosts::{Endpoint, Tls};
+use super::hosts::{Endpoint, Tls, shown};
 use super::{Ask, RegistryError};
 
 /// How long it may take until a connection stands.
@@ -97,8 +97,9 @@ pub(crate) fn get(
     login: Option<&str>,
     deadline: Instant,
 ) -> Result<Answer, RegistryError> {
-    let url = endpoint.url(ask.registry, ask.repository, &ask.path);
-    let mut request = agent.get(&url).header("Accept", ask.accept);
+    let asked = endpoint.url(ask.registry, ask.repository, &ask.path);
+    let url = shown(&asked);
+    let mut request = agent.get(&asked).header("Accept", ask.accept);
     if let Some(login) = login {
         request = request.header("Authorization", login);
     }
@@ -117,7 +118,7 @@ pub(crate) fn get(
         .build();
     let unreachable = |error: ureq::Error| RegistryError::Unreachable {
         url: url.clone(),
-        reason: error.to_string(),
+        reason: error.to_string().replace(&asked, &url),
     };
     let mut response = request.call().map_err(unreachable)?;
     check(&response, &url, ask.part.is_some())?;
@@ -129,7 +130,13 @@ pub(crate) fn get(
         });
     }
     let body = response.body_mut().with_config().limit(ask.most);
-    let bytes = body.read_to_vec().map_err(unreachable)?;
+    let bytes = body.read_to_vec().map_err(|error| match error {
+        ureq::Error::BodyExceedsLimit(_) => RegistryError::TooLarge {
+            url: url.clone(),
+            limit: ask.most,
+        },
+        error => unreachable(error),
+    })?;
     Ok(Answer { bytes, range, url })
 }
 

@@ -15,9 +15,6 @@ use serde::Deserialize;
 
 use super::{Access, Ask, Registry, RegistryError};
 
-/// The most bytes of a manifest, an index or a configuration (the specification asks registries
-/// for 4 MiB at least).
-pub(super) const MOST: u64 = 4 << 20;
 /// How long what a name means is taken for true: long enough for all layers of one pull.
 const FRESH: Duration = Duration::from_mins(1);
 /// So many images are remembered.
@@ -212,8 +209,15 @@ impl Registry {
             path,
             accept,
             part: None,
-            most: MOST,
             access,
+            most: self.manifest_bytes,
+        });
+        let answer = answer.map_err(|error| match error {
+            RegistryError::TooLarge { url, limit } => RegistryError::Answer {
+                url,
+                what: format!("it has more than {limit} bytes (see lazy.limits.manifest_mib)"),
+            },
+            other => other,
         })?;
         match digest {
             Some(wanted) if Digest::of(&answer.bytes) != wanted => Err(RegistryError::Answer {

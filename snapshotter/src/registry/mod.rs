@@ -54,6 +54,8 @@ pub struct Options {
     pub docker_config: Option<PathBuf>,
     /// How long a request may take, with all that it is made again for.
     pub patience: Duration,
+    /// The most bytes of a manifest, an index or a configuration.
+    pub manifest_bytes: u64,
 }
 
 impl Default for Options {
@@ -62,6 +64,8 @@ impl Default for Options {
             hosts: PathBuf::from("/etc/containerd/certs.d"),
             docker_config: None,
             patience: Duration::from_secs(30),
+            // The specification asks registries for so much at least.
+            manifest_bytes: 4 << 20,
         }
     }
 }
@@ -118,6 +122,7 @@ pub struct Registry {
     hosts: Hosts,
     credentials: Credentials,
     patience: Duration,
+    manifest_bytes: u64,
     agents: Agents,
     tokens: Tokens,
     /// Until when which endpoints are left alone.
@@ -131,6 +136,7 @@ impl Registry {
             hosts: Hosts::new(options.hosts.clone()),
             credentials: Credentials::new(options.docker_config.clone()),
             patience: options.patience,
+            manifest_bytes: options.manifest_bytes,
             agents: Agents::default(),
             tokens: Tokens::default(),
             resting: Mutex::default(),

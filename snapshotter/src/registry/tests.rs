@@ -79,6 +79,7 @@ fn registry(dir: &Path, patience: Duration) -> Arc<Registry> {
         hosts: dir.join("hosts"),
         docker_config: Some(dir.join("config.json")),
         patience,
+        ..Options::default()
     }))
 }
 
@@ -256,4 +257,23 @@ fn a_login_does_not_follow_a_redirection() {
     assert_eq!(heads.len(), 1);
     assert!(!heads[0].contains("authorization"), "{}", heads[0]);
     assert!(heads[0].contains("range: bytes=4-8"), "{}", heads[0]);
+}
+
+#[test]
+fn a_manifest_is_no_larger_than_allowed() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let server = Server::start(|_, _| answer("200", "", &" ".repeat(101)));
+    let registry = Registry::new(&Options {
+        hosts: dir.path().join("hosts"),
+        docker_config: Some(dir.path().join("config.json")),
+        manifest_bytes: 100,
+        ..Options::default()
+    });
+    let image = registry.image(&format!("{}/app:1", server.address));
+    let error = image.expect_err("too large").to_string();
+    assert!(
+        error.contains("more than 100 bytes (see lazy.limits.manifest_mib)"),
+        "{error}"
+    );
+    assert_eq!(server.heads().len(), 1, "and it is not asked again");
 }

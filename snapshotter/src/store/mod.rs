@@ -133,7 +133,7 @@ impl Store {
             }
             let now = Time::now();
             let record = Record {
-                labels: without_empty(&new.labels),
+                labels: kept(&new.labels),
                 created: now,
                 updated: now,
                 ..new.clone()
@@ -154,7 +154,7 @@ impl Store {
             let parent = parent.transpose()?.map(|parent| parent.id);
             let now = Time::now();
             record.kind = Kind::Committed;
-            record.labels = without_empty(labels);
+            record.labels = kept(labels);
             record.created = now;
             record.updated = now;
             record.usage = usage;
@@ -205,7 +205,7 @@ impl Store {
                     });
                 }
             }
-            record.labels = without_empty(&record.labels);
+            record.labels = kept(&record.labels);
             record.updated = Time::now();
             tables.rewrite(key, &record)?;
             Ok(Info {
@@ -277,10 +277,21 @@ impl Store {
     }
 }
 
+/// Labels in which others hand logins to a snapshotter (nydus-snapshotter's; containerd issue 7619).
+/// Lamina has no use for them, and a store is no place for secrets.
+const SECRET: [&str; 2] = [
+    "containerd.io/snapshot/pullsecret",
+    "containerd.io/snapshot/pullusername",
+];
+
+/// The labels that are written down: none with a secret, and none without a value.
+///
 /// containerd's store drops labels without a value when it writes them (metadata/boltutil), so
 /// that `Update` can remove one by naming it.
-fn without_empty(labels: &Labels) -> Labels {
-    let kept = labels.iter().filter(|(_, value)| !value.is_empty());
+fn kept(labels: &Labels) -> Labels {
+    let kept = labels
+        .iter()
+        .filter(|(label, value)| !value.is_empty() && !SECRET.contains(&label.as_str()));
     kept.map(|(label, value)| (label.clone(), value.clone()))
         .collect()
 }

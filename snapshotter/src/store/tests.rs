@@ -279,3 +279,22 @@ fn a_full_disk_does_not_end_the_store() {
     let store = Store::open(&layout, 0).expect("open");
     assert_eq!(store.ids().expect("ids").len(), 2 + added);
 }
+
+#[test]
+fn logins_in_labels_are_not_kept() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (_, store) = store(dir.path());
+    let secret = labels(&[
+        ("containerd.io/snapshot/pullsecret", "hunter2"),
+        ("containerd.io/snapshot/pullusername", "hunter2"),
+        ("other", "kept"),
+    ]);
+    let record = Record {
+        labels: secret.clone(),
+        ..Record::unsaved(store.allocate(), Kind::Active)
+    };
+    let created = store.create("a", &record, None).expect("create");
+    assert_eq!(created.labels, labels(&[("other", "kept")]));
+    let updated = store.update("a", &secret, &[]).expect("update");
+    assert_eq!(updated.record.labels, labels(&[("other", "kept")]));
+}

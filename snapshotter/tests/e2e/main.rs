@@ -5,6 +5,7 @@
 
 mod crowd;
 mod harness;
+mod hostile;
 mod kills;
 mod lazy;
 mod lazy_beside;

@@ -8,7 +8,13 @@ use crate::registry;
 
 fn open(root: &Path, limits: Limits) -> (Arc<Lazy>, Layout) {
     let layout = Layout::create(root).expect("layout");
-    let lazy = Lazy::open(&layout, &registry::Options::default(), limits).expect("open");
+    let lazy = Lazy::open(
+        &layout,
+        &registry::Options::default(),
+        limits,
+        blob::Limits::default(),
+    )
+    .expect("open");
     (lazy, layout)
 }
 

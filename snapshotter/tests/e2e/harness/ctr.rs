@@ -65,6 +65,16 @@ impl Ctr {
         }
     }
 
+    /// The same containerd in another namespace.
+    pub fn in_namespace(&self, namespace: &str) -> Ctr {
+        Ctr {
+            socket: self.socket.clone(),
+            namespace: namespace.to_owned(),
+            snapshotter: self.snapshotter,
+            fifos: self.fifos.clone(),
+        }
+    }
+
     /// Pulls an image as any other, and unpacks it.
     pub fn pull(&self, image: &str) -> Result<()> {
         let mut command = self.command(&["images", "pull", "--plain-http"]);

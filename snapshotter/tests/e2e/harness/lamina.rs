@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use lamina_snapshotter::upper_mode::UpperMode;
 
-use super::process::{Process, output};
+use super::process::{Process, output, peak_kib};
 
 /// How long the daemon may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -120,6 +120,11 @@ impl Daemon {
             .as_ref()
             .context("the daemon does not run")?
             .pid())
+    }
+
+    /// The most memory that it has had, in KiB.
+    pub fn peak_kib(&self) -> Result<i64> {
+        peak_kib(self.pid()?)
     }
 
     fn config(&self) -> PathBuf {

@@ -33,5 +33,5 @@ pub use image::IMAGE;
 pub use lamina::Daemon;
 pub use process::{Usage, mounts_below, slab_kib, wait_for};
 pub use proxy::{Fault, Link, Proxy};
-pub use registry::{Packing, Registry};
+pub use registry::{Made, Packing, Registry};
 pub use scratch::Scratch;

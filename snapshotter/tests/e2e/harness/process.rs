@@ -166,6 +166,12 @@ impl Usage {
     }
 }
 
+/// The most memory that process `pid` has had, in KiB.
+pub fn peak_kib(pid: u32) -> Result<i64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    kib_field(&status, "VmHWM:").context("no VmHWM")
+}
+
 /// The kernel's own caches of objects (inodes, dentries, mounts), in KiB.
 pub fn slab_kib() -> Result<i64> {
     kib_field(&fs::read_to_string("/proc/meminfo")?, "Slab:").context("no Slab")

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use flate2::write::GzEncoder;
 use lamina_fusefs::blob::Digest;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::host::require_tools;
 use super::process::{Process, output, run};
@@ -55,6 +55,28 @@ impl Packing {
             Packing::Zstd => "zstd",
             Packing::ZstdChunked => "zstd-chunked",
             Packing::Estargz => "estargz",
+        }
+    }
+}
+
+/// A layer as a test has made it, honest or not.
+#[derive(Clone)]
+pub struct Made {
+    pub blob: Vec<u8>,
+    pub media_type: &'static str,
+    /// What the image's configuration says.
+    pub diff_id: Digest,
+    /// What the manifest says.
+    pub annotations: Value,
+}
+
+impl Made {
+    pub fn new(media_type: &'static str, blob: Vec<u8>, diff_id: Digest) -> Made {
+        Made {
+            blob,
+            media_type,
+            diff_id,
+            annotations: json!({}),
         }
     }
 }
@@ -120,6 +142,28 @@ impl Registry {
         Ok(name)
     }
 
+    /// Pushes an image of layers as they were made; `name` is without the registry.
+    pub fn push_made(&self, name: &str, layers: &[Made]) -> Result<String> {
+        let layout = self.dir.join("layout-made");
+        if layout.exists() {
+            fs::remove_dir_all(&layout)?;
+        }
+        fs::create_dir_all(layout.join("blobs/sha256"))?;
+        let (mut parts, mut diff_ids) = (Vec::new(), Vec::new());
+        for layer in layers {
+            diff_ids.push(layer.diff_id.to_string());
+            parts.push(json!({
+                "mediaType": layer.media_type,
+                "digest": put(&layout, &layer.blob)?,
+                "size": layer.blob.len(),
+                "annotations": layer.annotations,
+            }));
+        }
+        write_image(&layout, &parts, &diff_ids)?;
+        self.push_layout(&layout, name)?;
+        Ok(format!("{}/{name}", self.address()))
+    }
+
     /// Pushes the one image of a layout, as it is.
     fn push_layout(&self, layout: &Path, name: &str) -> Result<()> {
         let (repository, tag) = name.split_once(':').context("no tag")?;
@@ -151,11 +195,6 @@ impl Registry {
 /// Writes an OCI layout with one image.
 fn write_layout(layout: &Path, layers: &[PathBuf], packing: Packing) -> Result<()> {
     fs::create_dir_all(layout.join("blobs/sha256"))?;
-    let put = |bytes: &[u8]| -> Result<String> {
-        let digest = Digest::of(bytes);
-        fs::write(layout.join("blobs/sha256").join(digest.to_hex()), bytes)?;
-        Ok(digest.to_string())
-    };
     let (mut parts, mut diff_ids) = (Vec::new(), Vec::new());
     for layer in layers {
         let mut tar = layer.clone();
@@ -185,10 +224,22 @@ fn write_layout(layout: &Path, layers: &[PathBuf], packing: Packing) -> Result<(
         };
         parts.push(json!({
             "mediaType": format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
-            "digest": put(&packed)?,
+            "digest": put(layout, &packed)?,
             "size": packed.len(),
         }));
     }
+    write_image(layout, &parts, &diff_ids)
+}
+
+/// Adds a blob to a layout, and answers its digest.
+fn put(layout: &Path, bytes: &[u8]) -> Result<String> {
+    let digest = Digest::of(bytes);
+    fs::write(layout.join("blobs/sha256").join(digest.to_hex()), bytes)?;
+    Ok(digest.to_string())
+}
+
+/// Writes what makes an image of the layers in a layout.
+fn write_image(layout: &Path, parts: &[Value], diff_ids: &[String]) -> Result<()> {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -201,14 +252,14 @@ fn write_layout(layout: &Path, layers: &[PathBuf], packing: Packing) -> Result<(
     })
     .to_string();
     let config = json!({
-        "mediaType": CONFIG, "digest": put(config.as_bytes())?, "size": config.len(),
+        "mediaType": CONFIG, "digest": put(layout, config.as_bytes())?, "size": config.len(),
     });
     let manifest = json!({
         "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": parts,
     })
     .to_string();
     let index = json!({"schemaVersion": 2, "manifests": [{
-        "mediaType": MANIFEST, "digest": put(manifest.as_bytes())?, "size": manifest.len(),
+        "mediaType": MANIFEST, "digest": put(layout, manifest.as_bytes())?, "size": manifest.len(),
         "annotations": {"org.opencontainers.image.ref.name": "t"},
     }]});
     fs::write(layout.join("index.json"), index.to_string())?;
