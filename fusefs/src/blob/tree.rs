@@ -450,7 +450,7 @@ fn ino(id: NodeId) -> Ino {
 }
 
 /// The parts of a path. No part leads out of the tree, or means something else elsewhere.
-fn clean<'p>(path: &'p OsStr, limits: &Limits) -> Result<Vec<&'p [u8]>, &'static str> {
+pub(crate) fn clean<'p>(path: &'p OsStr, limits: &Limits) -> Result<Vec<&'p [u8]>, &'static str> {
     let parts = path.as_bytes().split(|byte| *byte == b'/');
     let parts: Vec<&[u8]> = parts.filter(|part| !matches!(*part, b"" | b".")).collect();
     for part in &parts {
