@@ -80,6 +80,9 @@ pub(super) fn make(
         layer.size,
         format,
     );
+    // What was read to its end was held against the diff ID.
+    let is_verified = matches!(format, Format::Gzip | Format::Repacked);
+    let record = record.of_archive(layer.diff_id.to_string(), is_verified);
     record.write(&dir.join(BLOB_RECORD))?;
     let root = contents.root();
     root.ok_or_else(|| LazyError::Unfit("it has no root".to_owned()))

@@ -23,7 +23,9 @@ mod pieces;
 mod record;
 mod source;
 pub mod status;
+mod whole;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -31,16 +33,17 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lamina_fusefs::blob::{self, Cache, Files, Flights, Limits};
+use lamina_fusefs::blob::{self, Cache, Digest, Files, Flights, Limits};
 use lamina_fusefs::image::Image;
 use lamina_fusefs::index::{BlobLayer, LayerData};
 use lamina_fusefs::types::{Attr, Ino};
 use parking_lot::Mutex;
 
 pub(crate) use self::labels::{SNAPSHOT_REF, Wanted};
-use self::record::{Format, Record};
+use self::record::{Format, Record, Verdict};
 use self::source::BlobSource;
 use crate::chains::Chains;
+use crate::registry::blob::RemoteBlob;
 use crate::registry::image::Images;
 use crate::registry::{self, Registry, RegistryError};
 use crate::store::layout::Layout;
@@ -95,6 +98,14 @@ pub(crate) fn check(layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
     Ok(())
 }
 
+/// Why a layer is not served, if it turned out to be another one than its image says.
+pub(crate) fn why_refused(layout: &Layout, id: u64) -> Option<String> {
+    match Record::read(&layout.blob_record(id)).ok()?.verdict? {
+        Verdict::Refused(why) => Some(why),
+        Verdict::Verified => None,
+    }
+}
+
 struct Unread(String);
 
 impl LayerData for Unread {
@@ -119,6 +130,15 @@ impl LayerData for Unread {
 pub(crate) struct Opened {
     pub(crate) layer: Arc<BlobLayer>,
     pub(crate) files: Arc<Files>,
+    /// The blob as it is in the registry.
+    remote: RemoteBlob,
+}
+
+/// A layer that is not mounted any more.
+struct Refused {
+    /// Its name for people.
+    layer: String,
+    why: String,
 }
 
 /// How long the threads that keep a cache may take to end.
@@ -135,6 +155,10 @@ pub struct Lazy {
     opened: Chains<Opened>,
     limits_of_cache: keeper::Limits,
     orders: Arc<keeper::Orders>,
+    /// Layers that are not what their images say: why none of them is mounted.
+    refused: Mutex<HashMap<u64, Refused>>,
+    /// What came instead of a blob, by snapshot.
+    other_blobs: Mutex<HashMap<u64, Digest>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -154,8 +178,16 @@ impl Lazy {
             opened: Chains::new(),
             limits_of_cache,
             orders: Arc::default(),
+            refused: Mutex::default(),
+            other_blobs: Mutex::default(),
             threads: Mutex::default(),
         });
+        for id in keeper::layers(layout) {
+            // One that can't be read can't be mounted either.
+            if let Ok(record) = Record::read(&layout.blob_record(id)) {
+                lazy.note_verdict(id, &record);
+            }
+        }
         let threads = keeper::start(&lazy, layout)?;
         lazy.threads.lock().extend(threads);
         Ok(lazy)
@@ -177,6 +209,7 @@ impl Lazy {
         let opened = self.opened.get(id, || {
             let record = Record::read(&layout.blob_record(id))?;
             let source = BlobSource::open(&self.registry, &record, &layout.blob(id))?;
+            let remote = source.remote().clone();
             let files = Files::open(
                 &layout.blob_table(id),
                 Arc::new(source),
@@ -186,10 +219,39 @@ impl Lazy {
             )?;
             let data = Arc::clone(&files) as Arc<dyn LayerData>;
             let layer = Arc::new(BlobLayer::of_blob(data, &layout.layer_index(id))?);
-            Ok::<_, lamina_fusefs::Error>(Arc::new(Opened { layer, files }))
+            if let Some(Verdict::Refused(why)) = record.verdict {
+                files.refuse(why);
+            }
+            Ok::<_, lamina_fusefs::Error>(Arc::new(Opened {
+                layer,
+                files,
+                remote,
+            }))
         })?;
         self.opened.keep(id, Arc::clone(&opened));
         Ok(opened)
+    }
+
+    /// Refuses layers that turned out to be others than their images say.
+    pub(crate) fn admit(&self, ids: &[u64]) -> lamina_fusefs::Result<()> {
+        let refused = self.refused.lock();
+        match ids.iter().find_map(|id| refused.get(id)) {
+            None => Ok(()),
+            Some(Refused { layer, why }) => Err(lamina_fusefs::Error::Blob {
+                layer: layer.clone(),
+                flaw: Arc::new(blob::Flaw::Refused { why: why.clone() }),
+            }),
+        }
+    }
+
+    fn note_verdict(&self, id: u64, record: &Record) {
+        if let Some(Verdict::Refused(why)) = &record.verdict {
+            let refused = Refused {
+                layer: format!("{} of {}", record.digest, record.reference),
+                why: why.clone(),
+            };
+            self.refused.lock().insert(id, refused);
+        }
     }
 
     /// Puts the cache on disk. From then on nothing is added to it.
@@ -214,6 +276,8 @@ impl Lazy {
     /// A snapshot was removed, and is about to be deleted.
     pub(crate) fn removed(&self, layout: &Layout, id: u64) {
         self.opened.forget(id);
+        self.refused.lock().remove(&id);
+        self.other_blobs.lock().remove(&id);
         if layout.blob_record(id).exists() {
             self.orders.removed(id);
         }
