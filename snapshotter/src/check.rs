@@ -19,12 +19,12 @@ use lamina_fusefs::image::Image;
 pub use finding::Finding;
 
 use crate::error::{Error, Result};
-use crate::indexes;
 use crate::root::RootLock;
 use crate::store::layout::{Entry, Layout, PRIVATE};
 use crate::store::records::{Info, Kind, Record};
 use crate::store::{Dump, Store};
 use crate::upper_mode::UpperMode;
+use crate::{indexes, lazy};
 
 /// Checks a root directory on which no daemon runs.
 pub fn check(root: &Path) -> Result<Vec<Finding>> {
@@ -205,6 +205,9 @@ fn check_uppers(layout: &Layout, dump: &Dump, findings: &mut Vec<Finding>) {
         if record.kind == Kind::Committed {
             let flawed = indexes::check(layout, record.id, &chain).into_iter();
             findings.extend(flawed.map(|error| Finding::Index(error.to_string())));
+            let refused = lazy::why_refused(layout, record.id);
+            let key = key.clone();
+            findings.extend(refused.map(|why| Finding::Refused { key, why }));
         }
         let work = (record.kind == Kind::Active).then(|| layout.work(record.id));
         let dirs = chain.iter().map(|id| layout.fs(*id));

@@ -157,6 +157,9 @@ impl FuseMounter {
         let Some(&top) = chain.first() else {
             return Image::new(Vec::new());
         };
+        if let Some(lazy) = self.lazy.get() {
+            lazy.admit(chain)?;
+        }
         let image = self.images.get(top, || {
             let places = chain.iter();
             let lazy = self.lazy.get().map(|lazy| (&**lazy, chain));

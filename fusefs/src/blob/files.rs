@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,8 @@ pub struct Flights {
     under_way: Mutex<HashMap<Digest, Arc<Flight>>>,
     /// How many wait for a file that they want to open.
     waiting: AtomicUsize,
+    /// When one of them had waited long enough last.
+    waited: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +88,8 @@ pub struct Files {
     parts: Parts,
     /// Files of so many bytes or more come in part.
     in_part_from: AtomicU64,
+    /// Why none of them is served any more.
+    refused: OnceLock<Arc<Flaw>>,
     /// For threads that go on after an answer.
     me: Weak<Files>,
 }
@@ -165,6 +169,7 @@ impl Files {
             lists: AtomicUsize::new(0),
             parts: Parts::default(),
             in_part_from: AtomicU64::new(IN_PART),
+            refused: OnceLock::new(),
             me: Weak::clone(me),
         }))
     }
@@ -186,6 +191,7 @@ impl Files {
 
     /// A file, if it is here.
     pub fn find(&self, ino: Ino) -> Result<Option<File>> {
+        self.check_refused()?;
         let found = self.table.find(ino).ok_or(Error::NotFound)?;
         self.cache.find(found.digest, found.size)
     }
@@ -193,6 +199,7 @@ impl Files {
     /// A file, which is fetched if it is not here. Whoever wants the same file at the same time waits
     /// for the same bytes, and gets the same error.
     pub fn fetch(&self, ino: Ino) -> Result<File> {
+        self.check_refused()?;
         let found = self.table.find(ino).ok_or(Error::NotFound)?;
         self.counters.opened.fetch_add(1, Ordering::Relaxed);
         if let Some(file) = self.cache.find(found.digest, found.size)? {
@@ -258,6 +265,29 @@ impl Files {
             }
         }
         Ok(coming)
+    }
+
+    /// From now on no file is served, and whoever opens one is told why.
+    pub fn refuse(&self, why: String) {
+        // Once is enough.
+        let _ = self.refused.set(Arc::new(Flaw::Refused { why }));
+    }
+
+    fn check_refused(&self) -> Result<()> {
+        match self.refused.get() {
+            Some(flaw) => Err(self.failed(Arc::clone(flaw))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether they come from far away.
+    pub fn is_far(&self) -> bool {
+        self.source.is_far()
+    }
+
+    /// Up to where in the blob the files are that its maker wants to be fetched first; 0: none.
+    pub fn first_end(&self) -> u64 {
+        self.table.prefetch()
     }
 
     /// What was asked of it so far.
@@ -488,6 +518,19 @@ impl Flights {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether somebody waits for a file, or did so a moment ago: who reads one file often wants another.
+    pub fn is_awaited_lately(&self, lately: Duration) -> bool {
+        self.is_awaited()
+            || self
+                .waited
+                .lock()
+                .is_some_and(|when| when.elapsed() < lately)
+    }
+
+    fn is_under_way(&self, digest: Digest) -> bool {
+        self.under_way.lock().contains_key(&digest)
+    }
+
     fn join(&self, digest: Digest) -> Role {
         let mut under_way = self.under_way.lock();
         if let Some(flight) = under_way.get(&digest) {
@@ -511,6 +554,7 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        *self.0.waited.lock() = Some(Instant::now());
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -549,6 +593,10 @@ impl Drop for Landing {
         self.flight.changed.notify_all();
     }
 }
+
+mod whole;
+
+pub use whole::{Promised, Whole};
 
 #[cfg(test)]
 mod tests;

@@ -15,12 +15,15 @@
 //! - `told` looks through what somebody else has found out of a blob.
 //! - [`Contents`] is what all of these find out of a blob, to be written down.
 //! - [`Files`] fetches a file when it is wanted, once for all who want it.
+//! - `whole`, in [`Files`], reads a blob from its beginning to its end, and `compare` looks whether
+//!   the layer is what its archive says.
 //! - [`Cache`] keeps files that were fetched, under their digests.
 //! - [`Limits`] is what all of them allow at most.
 
 mod cache;
 mod checkpoints;
 mod chunk;
+mod compare;
 mod contents;
 mod digest;
 mod entry;
@@ -38,7 +41,7 @@ use std::path::PathBuf;
 pub use cache::{Cache, Holds, Space};
 pub use contents::{Contents, Ordinary};
 pub use digest::Digest;
-pub use files::{Counts, Files, Flights, Here, Source, digests_in};
+pub use files::{Counts, Files, Flights, Here, Promised, Source, Whole, digests_in};
 pub use footer::{Toc, estargz, zstd_chunked};
 pub use limits::{Cap, Limits};
 pub use told::check_told;
@@ -100,6 +103,12 @@ pub enum Flaw {
         path: PathBuf,
         /// What is wrong.
         what: &'static str,
+    },
+    /// The layer was found to be another one than its image says.
+    #[error("it is not what its image says, and not served: remove the image ({why})")]
+    Refused {
+        /// What was found.
+        why: String,
     },
 }
 

@@ -69,17 +69,29 @@ pub(crate) fn read(toc: &Toc, limits: &Limits) -> Result<Contents, Flaw> {
             pieces.push(more.piece());
         }
         if toc.compression != Compression::Zstd {
-            if first.is(PREFETCH_LANDMARK) {
+            if is_name(first.name.as_bytes(), PREFETCH_LANDMARK) {
                 contents.prefetch = first.offset.min(toc.data_end);
-                continue;
             }
-            if first.is(NO_PREFETCH_LANDMARK) || first.is(STARGZ_TOC) {
+            if is_of_format(first.name.as_bytes()) {
                 continue;
             }
         }
         contents.entries.push(first.told(pieces, &ends, limits)?);
     }
     Ok(contents)
+}
+
+/// Whether an entry of eStargz with this path is no file of the image.
+pub(crate) fn is_of_format(path: &[u8]) -> bool {
+    [PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK, STARGZ_TOC]
+        .iter()
+        .any(|name| is_name(path, name))
+}
+
+/// Whether it is this name in the root directory.
+fn is_name(path: &[u8], name: &str) -> bool {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    path.strip_prefix(b"./").unwrap_or(path) == name.as_bytes()
 }
 
 /// One entry of the JSON. Numbers that are negative or too large are refused by their types.
@@ -117,12 +129,6 @@ struct Piece {
 }
 
 impl Record {
-    /// Whether it is this name in the root directory.
-    fn is(&self, name: &str) -> bool {
-        let path = self.name.strip_prefix('/').unwrap_or(&self.name);
-        path.strip_prefix("./").unwrap_or(path) == name
-    }
-
     fn piece(&self) -> Piece {
         Piece {
             start: self.offset,
@@ -184,6 +190,9 @@ impl Record {
         let mut bytes = 0;
         let mut xattrs = Vec::new();
         for (name, value) in self.xattrs.iter().flatten() {
+            if name.contains(LOST) {
+                return Err(self.flaw("a name that is no UTF-8, of which JSON has lost the bytes"));
+            }
             let value = STANDARD.decode(value);
             let value = value.map_err(|_| self.flaw("an extended attribute that is no Base64"))?;
             bytes += name.len() + value.len();

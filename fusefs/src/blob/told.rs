@@ -20,13 +20,13 @@ use crate::types::{Attr, FileKind};
 const TOLD: &str = "an index that somebody else has made";
 
 /// Looks through the index and the chunk table of a gzip blob with this digest and size in bytes. Answers
-/// the attributes of the layer's root.
+/// the attributes of the layer's root, and the bytes of its files.
 pub fn check_told(
     index: &Path,
     table: &Path,
     blob: (Digest, u64),
     limits: &Limits,
-) -> Result<Result<Attr, Flaw>> {
+) -> Result<Result<(Attr, u64), Flaw>> {
     let (digest, size) = blob;
     let index_path = index;
     let index = Index::open(index, Kind::Layer)?;
@@ -36,7 +36,7 @@ pub fn check_told(
     Ok(check(&index, &table, size))
 }
 
-fn check(index: &Index, table: &Table, size: u64) -> Result<Attr, Flaw> {
+fn check(index: &Index, table: &Table, size: u64) -> Result<(Attr, u64), Flaw> {
     let wrong = |path: &Path, what| Flaw::Entry {
         path: path.to_owned(),
         what,
@@ -73,7 +73,8 @@ fn check(index: &Index, table: &Table, size: u64) -> Result<Attr, Flaw> {
     if files < table.files().len() {
         return Err(whole("it has bytes of files that it does not have"));
     }
-    Ok(index.attr(0))
+    let bytes = table.files().map(|number| table.file(number).size).sum();
+    Ok((index.attr(0), bytes))
 }
 
 #[cfg(test)]
@@ -117,7 +118,9 @@ mod tests {
                 table_of.dir.path().join("table"),
             );
             let checked = check_told(&index, &table, blob, &Limits::default());
-            checked.ok().and_then(Result::ok)
+            let (root, bytes) = checked.ok().and_then(Result::ok)?;
+            assert!(bytes > 0);
+            Some(root)
         }
     }
 

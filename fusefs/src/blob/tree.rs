@@ -35,7 +35,7 @@ const FIRST_INO: u64 = 2;
 
 /// Why an entry is refused.
 #[derive(Debug)]
-enum Why {
+pub(super) enum Why {
     /// It makes no sense.
     Entry(&'static str),
     /// It is too much of something.
@@ -468,7 +468,7 @@ fn ino(id: NodeId) -> Ino {
 }
 
 /// The parts of a path. No part leads out of the tree, or means something else elsewhere.
-fn clean<'p>(path: &'p OsStr, limits: &Limits) -> Result<Vec<&'p [u8]>, Why> {
+pub(super) fn clean<'p>(path: &'p OsStr, limits: &Limits) -> Result<Vec<&'p [u8]>, Why> {
     let exceeded = |cap| Err(Why::Limit(limits.exceeded(cap)));
     if path.len() > limits.path_bytes {
         return exceeded(Cap::Path);

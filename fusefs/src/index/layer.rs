@@ -94,6 +94,11 @@ impl BlobLayer {
         IndexedLayer { index, data }
     }
 
+    /// The index.
+    pub(crate) fn index(&self) -> &Index {
+        &self.index
+    }
+
     /// What tells this blob from others.
     pub(crate) fn stamp(&self) -> Stamp {
         self.index.stamp(0)

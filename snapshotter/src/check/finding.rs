@@ -90,6 +90,13 @@ pub enum Finding {
     },
     /// An index that can't be used: the error names it.
     Index(String),
+    /// A layer that turned out to be another one than its image says.
+    Refused {
+        /// Its key.
+        key: String,
+        /// What was found.
+        why: String,
+    },
     /// A snapshot whose entries don't fit the chain below it.
     Upper {
         /// Its key.
@@ -121,7 +128,11 @@ impl Finding {
 
     /// Whether it does no harm.
     pub fn is_note(&self) -> bool {
-        matches!(self, Finding::Upper { finding, .. } if finding.severity() == Severity::Note)
+        match self {
+            Finding::Refused { .. } => true,
+            Finding::Upper { finding, .. } => finding.severity() == Severity::Note,
+            _ => false,
+        }
     }
 }
 
@@ -223,6 +234,10 @@ impl fmt::Display for Finding {
             Finding::Index(error) => {
                 write!(f, "{error}: it is made again when it is needed next")
             }
+            Finding::Refused { key, why } => write!(
+                f,
+                "note: snapshot {key:?} is not what its image says, and not served: remove the image ({why})"
+            ),
             Finding::Upper { key, finding } => {
                 let note = if self.is_note() { "note: " } else { "" };
                 let (path, problem) = (finding.path.display(), &finding.problem);

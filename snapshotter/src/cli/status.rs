@@ -95,8 +95,8 @@ fn layer_table(layers: &[LayerStatus]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "ID", "IMAGE", "LAYER", "FORMAT", "BLOB", "FILES", "CACHED", "FETCHED", "OPENED", "HIT",
-        "SLOWEST",
+        "ID", "IMAGE", "LAYER", "FORMAT", "VERDICT", "BLOB", "FILES", "CACHED", "FETCHED",
+        "OPENED", "HIT", "SLOWEST",
     ]);
     for layer in layers {
         let hits = layer.opened.saturating_sub(layer.waited);
@@ -105,6 +105,7 @@ fn layer_table(layers: &[LayerStatus]) -> Table {
             printable(&layer.reference),
             printable(layer.digest.get(..19).unwrap_or(&layer.digest)),
             layer.format.clone(),
+            layer.verdict.clone(),
             size(layer.blob_bytes),
             size(layer.file_bytes),
             percent(layer.cached_bytes, layer.file_bytes),

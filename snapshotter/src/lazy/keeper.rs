@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use lamina_fusefs::blob::{self, Digest, Holds, digests_in};
 use parking_lot::{Condvar, Mutex};
 
-use super::Lazy;
 use super::profile::Profiles;
-use super::record::Record;
+use super::record::{Record, Verdict};
+use super::{Lazy, whole};
 use crate::store::layout::{Entry, Layout};
 
 /// How often the keeper looks at the cache.
@@ -27,7 +27,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// How long it waits after a layer was removed: others may follow.
 const SETTLE: Duration = Duration::from_millis(200);
 /// The longest that the filler stands back at a time.
-const STAND_BACK: Duration = Duration::from_millis(500);
+pub(super) const STAND_BACK: Duration = Duration::from_millis(500);
 /// How long a layer is left alone that could not be filled.
 const RETRY: Duration = Duration::from_mins(1);
 /// How much of its limit the cache may take after it was made smaller, in percent: the low water mark.
@@ -100,6 +100,11 @@ impl Orders {
         self.state.lock().to_fill.push_back((id, Instant::now()));
     }
 
+    /// Whether something is prefetched, for which a filler gives way.
+    pub(super) fn gives_way(&self) -> bool {
+        self.state.lock().gives_way()
+    }
+
     /// Waits until nothing is prefetched.
     fn give_way(&self) {
         let mut state = self.state.lock();
@@ -125,8 +130,13 @@ impl Orders {
         self.changed.notify_all();
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Whether there is room for more in the cache, and nobody said to stop.
+    pub(super) fn may_fill(&self) -> bool {
+        !self.is_stopping() && !self.is_full.load(Ordering::SeqCst)
     }
 }
 
@@ -235,7 +245,21 @@ fn fill(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
 }
 
 fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
-    let files = Arc::clone(&lazy.layer(layout, id)?.files);
+    let opened = lazy.layer(layout, id)?;
+    let files = Arc::clone(&opened.files);
+    if lazy.limits_of_cache.fill && files.is_far() {
+        // One that nobody has read to its end is read from its beginning: so much is known of it afterwards.
+        let record = Record::read(&layout.blob_record(id))?;
+        match &record.verdict {
+            Some(Verdict::Refused(_)) => return Ok(()),
+            Some(Verdict::Verified) => {}
+            None => {
+                if !whole::read(lazy, layout, id, &opened, &record)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
     if !lazy.limits_of_cache.fill {
         return Ok(());
     }
@@ -250,9 +274,7 @@ fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fu
         since = Instant::now();
         let nanos = bytes.saturating_mul(1_000_000_000).checked_div(rate);
         thread::sleep(Duration::from_nanos(nanos.unwrap_or(0)));
-        !orders.is_stopping()
-            && !orders.is_full.load(Ordering::SeqCst)
-            && layout.blob_record(id).exists()
+        orders.may_fill() && layout.blob_record(id).exists()
     })
 }
 

@@ -46,10 +46,12 @@ pub(super) fn make(
         layer.size,
     );
     if is_ordinary_gzip(layer)?
-        && let Some(root) = from_registry(lazy, &image, layer, below, dir)
+        && let Some((root, file_bytes)) = from_registry(lazy, &image, layer, below, dir)
     {
         let (reference, digest) = (wanted.reference.clone(), wanted.digest.clone());
         let record = Record::new(reference, digest, layer.size, Format::Gzip);
+        let mut record = record.of_archive(layer.diff_id.to_string(), false);
+        record.file_bytes = file_bytes;
         record.write(&dir.join(BLOB_RECORD))?;
         return Ok(root);
     }
@@ -78,12 +80,15 @@ pub(super) fn make(
     };
     check_implied(&contents.implied(), below)?;
     contents.save(&dir.join(LAYER_INDEX), &dir.join(BLOB_TABLE))?;
-    let mut record = Record::new(
+    let record = Record::new(
         wanted.reference.clone(),
         wanted.digest.clone(),
         layer.size,
         format,
     );
+    // What was read to its end was held against the diff ID.
+    let is_verified = matches!(format, Format::Gzip | Format::Repacked);
+    let mut record = record.of_archive(layer.diff_id.to_string(), is_verified);
     record.file_bytes = contents.file_bytes();
     record.write(&dir.join(BLOB_RECORD))?;
     let root = contents.root();
@@ -97,6 +102,7 @@ pub(super) fn is_ordinary_gzip(layer: &image::Layer) -> Result<bool, LazyError> 
 }
 
 /// Writes down what an index in the registry tells of a layer, if there is one, and it is to be believed.
+/// Answers the attributes of the layer's root, and the bytes of its files.
 /// Whatever is wrong with it is said in the log: the layer is read then as if there were none.
 fn from_registry(
     lazy: &Lazy,
@@ -104,16 +110,16 @@ fn from_registry(
     layer: &image::Layer,
     below: Option<&Image>,
     dir: &Path,
-) -> Option<Attr> {
+) -> Option<(Attr, u64)> {
     if !lazy.trusts_indexes_of(&image.reference) {
         return None;
     }
     let taken = published::find(&lazy.registry, image, layer).and_then(|part| {
         let Some(part) = part else { return Ok(None) };
         let (registry, limits) = (&lazy.registry, &lazy.limits);
-        let (root, implied) = published::take(registry, image, layer, &part, dir, limits)?;
+        let (root, bytes, implied) = published::take(registry, image, layer, &part, dir, limits)?;
         check_implied(&implied, below)?;
-        Ok(Some(root))
+        Ok(Some((root, bytes)))
     });
     taken.unwrap_or_else(|error| {
         tracing::info!(

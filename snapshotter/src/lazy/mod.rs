@@ -27,7 +27,9 @@ mod recorder;
 pub mod share;
 mod source;
 pub mod status;
+mod whole;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -44,11 +46,12 @@ use parking_lot::Mutex;
 
 pub(crate) use self::labels::{SNAPSHOT_REF, Wanted};
 use self::profile::Profiles;
-use self::record::{Format, Record};
+use self::record::{Format, Record, Verdict};
 use self::recorder::{Recorder, Recorders, Watched};
 use self::source::BlobSource;
 use crate::chains::Chains;
 use crate::config::limits;
+use crate::registry::blob::RemoteBlob;
 use crate::registry::image::{self, Images};
 use crate::registry::{self, Registry, RegistryError};
 use crate::store::layout::Layout;
@@ -120,6 +123,14 @@ pub(crate) fn check(layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
     Ok(())
 }
 
+/// Why a layer is not served, if it turned out to be another one than its image says.
+pub(crate) fn why_refused(layout: &Layout, id: u64) -> Option<String> {
+    match Record::read(&layout.blob_record(id)).ok()?.verdict? {
+        Verdict::Refused(why) => Some(why),
+        Verdict::Verified => None,
+    }
+}
+
 struct Unread(String);
 
 impl LayerData for Unread {
@@ -159,6 +170,15 @@ fn repository_of(record: &Record) -> Option<String> {
 pub(crate) struct Opened {
     pub(crate) layer: Arc<BlobLayer>,
     pub(crate) files: Arc<Files>,
+    /// The blob as it is in the registry.
+    remote: RemoteBlob,
+}
+
+/// A layer that is not mounted any more.
+struct Refused {
+    /// Its name for people.
+    layer: String,
+    why: String,
 }
 
 /// How long the threads that keep a cache may take to end.
@@ -177,6 +197,10 @@ pub struct Lazy {
     recorders: Option<Recorders>,
     limits_of_cache: keeper::Limits,
     orders: Arc<keeper::Orders>,
+    /// Layers that are not what their images say: why none of them is mounted.
+    refused: Mutex<HashMap<u64, Refused>>,
+    /// What came instead of a blob, by snapshot.
+    other_blobs: Mutex<HashMap<u64, Digest>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -199,8 +223,16 @@ impl Lazy {
                 .then(|| Recorders::new(layout.profiles())),
             limits_of_cache,
             orders: Arc::default(),
+            refused: Mutex::default(),
+            other_blobs: Mutex::default(),
             threads: Mutex::default(),
         });
+        for id in keeper::layers(layout) {
+            // One that can't be read can't be mounted either.
+            if let Ok(record) = Record::read(&layout.blob_record(id)) {
+                lazy.note_verdict(id, &record);
+            }
+        }
         let threads = keeper::start(&lazy, layout)?;
         lazy.threads.lock().extend(threads);
         Ok(lazy)
@@ -230,6 +262,7 @@ impl Lazy {
         let opened = self.opened.get(id, || {
             let record = Record::read(&layout.blob_record(id))?;
             let source = BlobSource::open(&self.registry, &record, &layout.blob(id))?;
+            let remote = source.remote().clone();
             let files = Files::open(
                 &layout.blob_table(id),
                 Arc::new(source),
@@ -239,7 +272,14 @@ impl Lazy {
             )?;
             let data = Arc::clone(&files) as Arc<dyn LayerData>;
             let layer = Arc::new(BlobLayer::of_blob(data, &layout.layer_index(id))?);
-            Ok::<_, lamina_fusefs::Error>(Arc::new(Opened { layer, files }))
+            if let Some(Verdict::Refused(why)) = record.verdict {
+                files.refuse(why);
+            }
+            Ok::<_, lamina_fusefs::Error>(Arc::new(Opened {
+                layer,
+                files,
+                remote,
+            }))
         })?;
         self.opened.keep(id, Arc::clone(&opened));
         Ok(opened)
@@ -339,6 +379,28 @@ impl Lazy {
         trusted.any(|pattern| matches(pattern, &repository))
     }
 
+    /// Refuses layers that turned out to be others than their images say.
+    pub(crate) fn admit(&self, ids: &[u64]) -> lamina_fusefs::Result<()> {
+        let refused = self.refused.lock();
+        match ids.iter().find_map(|id| refused.get(id)) {
+            None => Ok(()),
+            Some(Refused { layer, why }) => Err(lamina_fusefs::Error::Blob {
+                layer: layer.clone(),
+                flaw: Arc::new(blob::Flaw::Refused { why: why.clone() }),
+            }),
+        }
+    }
+
+    fn note_verdict(&self, id: u64, record: &Record) {
+        if let Some(Verdict::Refused(why)) = &record.verdict {
+            let refused = Refused {
+                layer: format!("{} of {}", record.digest, record.reference),
+                why: why.clone(),
+            };
+            self.refused.lock().insert(id, refused);
+        }
+    }
+
     /// Puts the cache on disk. From then on nothing is added to it.
     pub(crate) fn close(&self) {
         self.orders.stop();
@@ -362,6 +424,8 @@ impl Lazy {
     /// A snapshot was removed, and is about to be deleted.
     pub(crate) fn removed(&self, layout: &Layout, id: u64) {
         self.opened.forget(id);
+        self.refused.lock().remove(&id);
+        self.other_blobs.lock().remove(&id);
         if layout.blob_record(id).exists() {
             self.orders.removed(id);
         }

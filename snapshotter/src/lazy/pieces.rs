@@ -1,19 +1,52 @@
 //! A blob read from its beginning to its end, in pieces that are fetched ahead.
 //!
 //! Each piece is a request of its own: one that fails is made again without beginning anew, and
-//! several at a time use a link better than one long answer does.
+//! several at a time use a link better than one long answer does. Whoever reads slowly bounds what is
+//! fetched: each thread has one piece under way and one that waits.
 
 use std::io::{self, Read};
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
 use crate::registry::RegistryError;
 use crate::registry::blob::RemoteBlob;
 
-/// Bytes of a piece.
-const PIECE: u64 = 8 << 20;
-/// Requests at a time.
-const AHEAD: u64 = 3;
+/// How a blob is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Bytes of a piece.
+    pub(super) piece: u64,
+    /// Requests at a time.
+    pub(super) ahead: u64,
+}
+
+/// For a blob that somebody waits for.
+const AWAITED: Shape = Shape {
+    piece: 8 << 20,
+    ahead: 3,
+};
+
+/// What decides when a request is made.
+pub(super) trait Gate: Send + Sync {
+    /// Asked before a request, which it may hold up. `false`: nothing more is fetched.
+    fn admit(&self, range: &Range<u64>) -> bool;
+
+    /// Told when a request that was let through has ended.
+    fn ended(&self);
+}
+
+/// Lets everything through.
+struct Open;
+
+impl Gate for Open {
+    fn admit(&self, _range: &Range<u64>) -> bool {
+        true
+    }
+
+    fn ended(&self) {}
+}
 
 /// The reader.
 pub(super) struct Pieces {
@@ -25,23 +58,39 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
+    /// Reads a blob as fast as it comes.
     pub(super) fn of(blob: &RemoteBlob) -> io::Result<Pieces> {
+        Pieces::through(&(Arc::new(Open) as Arc<dyn Gate>), AWAITED, blob)
+    }
+
+    /// Reads a blob as fast as a gate lets its requests through.
+    pub(super) fn through(
+        gate: &Arc<dyn Gate>,
+        shape: Shape,
+        blob: &RemoteBlob,
+    ) -> io::Result<Pieces> {
+        let Shape { piece, ahead } = shape;
         let size = blob.size();
-        let count = size.div_ceil(PIECE);
-        let threads = (0..AHEAD.min(count)).map(|first| {
+        let count = size.div_ceil(piece);
+        let threads = (0..ahead.min(count)).map(|first| {
             let (sender, receiver) = sync_channel(1);
-            let blob = blob.clone();
+            let (blob, gate) = (blob.clone(), Arc::clone(gate));
             let fetch = move || {
                 let mut number = first;
                 while number < count {
-                    let start = number * PIECE;
-                    let piece = blob.part(start..(start + PIECE).min(size));
+                    let start = number * piece;
+                    let range = start..(start + piece).min(size);
+                    if !gate.admit(&range) {
+                        return;
+                    }
+                    let piece = blob.part(range);
+                    gate.ended();
                     let failed = piece.is_err();
                     // Nobody reads on: so be it.
                     if sender.send(piece).is_err() || failed {
                         return;
                     }
-                    number += AHEAD;
+                    number += ahead;
                 }
             };
             let name = "lamina-pull".to_owned();

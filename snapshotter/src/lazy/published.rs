@@ -121,8 +121,8 @@ pub(super) fn find(
     }))
 }
 
-/// Writes what a part tells of a layer into `dir`. Answers the attributes of the layer's root, and the
-/// directories that its archive has no entry for.
+/// Writes what a part tells of a layer into `dir`. Answers the attributes of the layer's root, the bytes of
+/// its files, and the directories that its archive has no entry for.
 pub(super) fn take(
     registry: &Registry,
     image: &Image,
@@ -130,12 +130,12 @@ pub(super) fn take(
     part: &Descriptor,
     dir: &Path,
     limits: &Limits,
-) -> Result<(Attr, Vec<PathBuf>), LazyError> {
+) -> Result<(Attr, u64, Vec<PathBuf>), LazyError> {
     let bytes = registry.artifact_part(&image.reference, part, MOST)?;
     let (index, table) = (dir.join(LAYER_INDEX), dir.join(BLOB_TABLE));
     let implied = unpack(&bytes, &index, &table)?;
-    let root = check_told(&index, &table, (layer.digest, layer.size), limits)??;
-    Ok((root, implied))
+    let (root, bytes) = check_told(&index, &table, (layer.digest, layer.size), limits)??;
+    Ok((root, bytes, implied))
 }
 
 /// The bytes of a part.

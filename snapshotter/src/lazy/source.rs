@@ -48,6 +48,11 @@ impl BlobSource {
             remote: RemoteBlob::new(Arc::clone(registry), reference, digest, record.size),
         })
     }
+
+    /// The blob as it is in the registry.
+    pub(crate) fn remote(&self) -> &RemoteBlob {
+        &self.remote
+    }
 }
 
 impl Source for BlobSource {

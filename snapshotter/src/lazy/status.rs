@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Lazy;
 use super::keeper::layers;
-use super::record::Record;
+use super::record::{Record, Verdict};
 use crate::store::layout::Layout;
 
 /// One layer that was not unpacked. What is counted is counted since the daemon first used it.
@@ -21,6 +21,9 @@ pub struct LayerStatus {
     pub digest: String,
     /// How its blob is read.
     pub format: String,
+    /// Whether it is what its image says: `verified`, `refused`, or `unverified` as long as not all of
+    /// it was read.
+    pub verdict: String,
     /// Bytes of its blob.
     pub blob_bytes: u64,
     /// Bytes of its files.
@@ -79,11 +82,19 @@ impl Lazy {
         let record = Record::read(&layout.blob_record(id))?;
         let files = &self.layer(layout, id)?.files;
         let (here, counts) = (files.here()?, files.counts());
+        let verdict = match &record.verdict {
+            Some(Verdict::Refused(_)) => "refused",
+            Some(Verdict::Verified) => "verified",
+            // Of a blob that lies here all was read when that was written.
+            None if !files.is_far() => "verified",
+            None => "unverified",
+        };
         Ok(LayerStatus {
             id,
             reference: record.reference,
             digest: record.digest,
             format: record.format.as_str().to_owned(),
+            verdict: verdict.to_owned(),
             blob_bytes: record.size,
             file_bytes: here.total,
             cached_bytes: here.cached,

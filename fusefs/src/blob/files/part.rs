@@ -85,6 +85,7 @@ struct Arrival {
 
 /// A file of the blob as it arrives, if it is large and not here.
 pub(super) fn arriving(files: &Files, ino: Ino) -> Result<Option<Arc<dyn Arriving>>> {
+    files.check_refused()?;
     let found = files.table.find(ino).ok_or(Error::NotFound)?;
     if !files.comes_in_part(&found) {
         return Ok(None);
@@ -217,6 +218,7 @@ impl Arrival {
     }
 
     fn fetch_chunks(&self, wanted: &Range<usize>, has_waited: &mut bool) -> Result<()> {
+        self.files.check_refused()?;
         loop {
             let run = {
                 let mut state = self.part.state.lock();

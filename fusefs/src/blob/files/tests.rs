@@ -21,8 +21,8 @@ const FILES: Packed<'_> = &[
 
 /// A blob in memory, which counts how often it was read.
 #[derive(Default)]
-struct Memory {
-    bytes: Mutex<Vec<u8>>,
+pub(super) struct Memory {
+    pub(super) bytes: Mutex<Vec<u8>>,
     reads: Mutex<Vec<Range<u64>>>,
     is_dead: AtomicBool,
     is_slow: AtomicBool,
@@ -53,15 +53,15 @@ impl Source for Memory {
 }
 
 /// A layer that is a blob, with a cache.
-struct Layer {
-    source: Arc<Memory>,
-    files: Arc<Files>,
+pub(super) struct Layer {
+    pub(super) source: Arc<Memory>,
+    pub(super) files: Arc<Files>,
     index: Index,
-    dir: tempfile::TempDir,
+    pub(super) dir: tempfile::TempDir,
 }
 
 impl Layer {
-    fn new(bytes: Vec<u8>, contents: &Contents) -> Layer {
+    pub(super) fn new(bytes: Vec<u8>, contents: &Contents) -> Layer {
         let dir = tempfile::tempdir().unwrap();
         let (index, table) = (dir.path().join("index"), dir.path().join("table"));
         contents.save(&index, &table).unwrap();
@@ -91,22 +91,22 @@ impl Layer {
         Layer::new(blob.bytes, &contents)
     }
 
-    fn ino(&self, path: &str) -> Ino {
+    pub(super) fn ino(&self, path: &str) -> Ino {
         self.index
             .ino(self.index.find_path(Path::new(path)).unwrap())
     }
 
-    fn fetch(&self, path: &str) -> Result<Vec<u8>> {
+    pub(super) fn fetch(&self, path: &str) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.files.fetch(self.ino(path))?.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
-    fn is_here(&self, path: &str) -> bool {
+    pub(super) fn is_here(&self, path: &str) -> bool {
         self.files.find(self.ino(path)).unwrap().is_some()
     }
 
-    fn reads(&self) -> usize {
+    pub(super) fn reads(&self) -> usize {
         self.source.reads.lock().len()
     }
 }

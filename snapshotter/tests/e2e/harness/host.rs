@@ -168,6 +168,11 @@ impl Host {
         self.scratch.path()
     }
 
+    /// What Lamina tells of the layers that were not unpacked.
+    pub fn layers(&self) -> Result<Vec<serde_json::Value>> {
+        self.lamina.as_ref().context("it is not Lamina")?.layers()
+    }
+
     /// What is mounted below the folder of this host.
     pub fn mounts(&self) -> Result<Vec<PathBuf>> {
         mounts_below(self.scratch.path())

@@ -114,6 +114,14 @@ impl Daemon {
         output(command.arg("--address").arg(self.socket()))
     }
 
+    /// What `lamina status --image` tells of the layers that were not unpacked.
+    pub fn layers(&self) -> Result<Vec<serde_json::Value>> {
+        let mut command = Command::new(binary()?);
+        command.args(["status", "--image", "--json", "--root"]);
+        command.arg(self.root()).arg("--address").arg(self.socket());
+        Ok(serde_json::from_str(&output(&mut command)?)?)
+    }
+
     pub fn pid(&self) -> Result<u32> {
         Ok(self
             .process

@@ -164,6 +164,45 @@ impl Registry {
         Ok(format!("{}/{name}", self.address()))
     }
 
+    /// An image's manifest, or its configuration, as this registry has it.
+    pub fn read(&self, repository: &str, path: &str) -> Result<serde_json::Value> {
+        let url = format!("http://{}/v2/{repository}/{path}", self.address());
+        let mut answer = ureq::get(&url).header("Accept", MANIFEST).call()?;
+        Ok(serde_json::from_str(&answer.body_mut().read_to_string()?)?)
+    }
+
+    /// Pushes a manifest of layers that the repository has, with this configuration.
+    pub fn forge(
+        &self,
+        (repository, tag): (&str, &str),
+        mut manifest: serde_json::Value,
+        config: &serde_json::Value,
+    ) -> Result<()> {
+        let config = config.to_string();
+        let digest = Digest::of(config.as_bytes()).to_string();
+        self.push_blob(repository, &digest, config.as_bytes())?;
+        manifest["config"]["digest"] = json!(digest);
+        manifest["config"]["size"] = json!(config.len());
+        self.push_manifest(repository, tag, manifest.to_string().as_bytes())
+    }
+
+    fn push_blob(&self, repository: &str, digest: &str, bytes: &[u8]) -> Result<()> {
+        let uploads = format!("http://{}/v2/{repository}/blobs/uploads/", self.address());
+        let begun = ureq::post(&uploads).send_empty()?;
+        let location = begun.headers().get("location").context("no location")?;
+        let location = format!("{}&digest={digest}", location.to_str()?);
+        ureq::put(&location).send(bytes)?;
+        Ok(())
+    }
+
+    fn push_manifest(&self, repository: &str, tag: &str, manifest: &[u8]) -> Result<()> {
+        let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.address());
+        ureq::put(&url)
+            .header("Content-Type", MANIFEST)
+            .send(manifest)?;
+        Ok(())
+    }
+
     /// Pushes the one image of a layout, as it is.
     fn push_layout(&self, layout: &Path, name: &str) -> Result<()> {
         let (repository, tag) = name.split_once(':').context("no tag")?;
@@ -178,17 +217,9 @@ impl Registry {
         let layers = told["layers"].as_array().context("no layers")?;
         for part in layers.iter().chain([&told["config"]]) {
             let digest = part["digest"].as_str().context("no digest")?;
-            let uploads = format!("http://{}/v2/{repository}/blobs/uploads/", self.address());
-            let begun = ureq::post(&uploads).send_empty()?;
-            let location = begun.headers().get("location").context("no location")?;
-            let location = format!("{}&digest={digest}", location.to_str()?);
-            ureq::put(&location).send(&fs::read(blob(digest))?[..])?;
+            self.push_blob(repository, digest, &fs::read(blob(digest))?)?;
         }
-        let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.address());
-        ureq::put(&url)
-            .header("Content-Type", MANIFEST)
-            .send(&manifest[..])?;
-        Ok(())
+        self.push_manifest(repository, tag, &manifest)
     }
 }
 
