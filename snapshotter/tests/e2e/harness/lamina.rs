@@ -107,6 +107,17 @@ impl Daemon {
         output(command.arg("--address").arg(self.socket()))
     }
 
+    /// Whether it has layers that were not unpacked, and all bytes of them.
+    pub fn has_all_layers(&self) -> Result<bool> {
+        let mut command = Command::new(binary()?);
+        command.args(["status", "--image", "--json", "--root"]);
+        command.arg(self.root()).arg("--address").arg(self.socket());
+        let layers: serde_json::Value = serde_json::from_str(&output(&mut command)?)?;
+        let layers = layers.as_array().context("no list")?;
+        let is_here = |layer: &serde_json::Value| layer["cached_bytes"] == layer["file_bytes"];
+        Ok(!layers.is_empty() && layers.iter().all(is_here))
+    }
+
     pub fn pid(&self) -> Result<u32> {
         Ok(self
             .process
