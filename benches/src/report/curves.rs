@@ -61,6 +61,9 @@ fn draw(
         let colour = Palette99::pick(number);
         let mut points = curve.points.clone();
         points.retain(|point| point.0 <= end);
+        if points.len() < curve.points.len() {
+            points.extend(points.last().map(|last| (end, last.1)));
+        }
         let line = PathElement::new(points, colour.stroke_width(2));
         chart.draw_series([line])?;
         let mark = curve.mark.filter(|mark| mark.0 <= end);
