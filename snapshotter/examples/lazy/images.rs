@@ -18,7 +18,8 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    /// Packs the archive; `script` is what the files of [`OPTIMIZED`] are put in order for.
+    /// Packs the archive; `script` is what the files of [`OPTIMIZED`] are put in order for. `None`: nobody
+    /// minds how many bytes come.
     pub(crate) fn pack(
         archive: &Path,
         packings: &[Packing],
@@ -33,10 +34,12 @@ impl Images {
         let address = registry.address();
         let plain = format!("{address}/plain:t");
         let estargz = format!("{address}/estargz:t");
-        stage.ctr.convert_to_estargz(&plain, &estargz)?;
         if let Some(script) = script {
+            stage.ctr.convert_to_estargz(&plain, &estargz)?;
             let optimized = format!("{address}/{OPTIMIZED}:t");
             stage.ctr.optimize_as_estargz(&plain, &optimized, script)?;
+        } else {
+            stage.ctr.convert_to_estargz_quickly(&plain, &estargz)?;
         }
         Ok(Images {
             registry,

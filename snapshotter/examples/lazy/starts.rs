@@ -213,6 +213,8 @@ fn start(contender: Contender, task: Task, registry: &Registry) -> Result<Taken>
         (READ_ALL, _) => Duration::ZERO,
         // It fetches the rest when nobody has wanted anything for five seconds.
         (_, Who::Stargz) => Duration::from_secs(6),
+        // The filler stands back at times.
+        (_, FILLS) => Duration::from_secs(3),
         _ => Duration::from_secs(1),
     };
     let taken = Taken {
