@@ -1,5 +1,6 @@
 //! The results as a table on the terminal, as Markdown, as JSON and as a plot.
 
+mod curves;
 mod json;
 mod markdown;
 mod plot;
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+pub use curves::{Curve, Titles, curves};
 pub use json::json;
 pub use markdown::markdown;
 pub use plot::svg;

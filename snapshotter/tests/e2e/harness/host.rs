@@ -13,6 +13,7 @@ use super::containerd::Containerd;
 use super::ctr::Ctr;
 use super::image::Layout;
 use super::lamina::Daemon;
+use super::peer::Stargz;
 use super::process::{mounts_below, run, wait_for};
 use super::scratch::Scratch;
 use super::{Api, IMAGE};
@@ -54,6 +55,7 @@ pub struct Host {
     pub ctr: Ctr,
     pub containerd: Containerd,
     pub lamina: Option<Daemon>,
+    peer: Option<Stargz>,
     pub layout: Layout,
     namespace: Namespace,
     scratch: Scratch,
@@ -72,6 +74,11 @@ impl Host {
 
     /// The same with more of Lamina's configuration.
     pub fn start_configured(upper: UpperMode, config: &str) -> Result<Self> {
+        Self::start_beside(upper, config, None)
+    }
+
+    /// The same with stargz-snapshotter in the same containerd, if its program is named.
+    pub fn start_beside(upper: UpperMode, config: &str, peer: Option<&Path>) -> Result<Self> {
         require()?;
         let snapshotter = Snapshotter::chosen()?;
         let scratch = Scratch::new()?;
@@ -80,11 +87,14 @@ impl Host {
             Snapshotter::Lamina => Some(Daemon::start(scratch.path(), upper, config)?),
             Snapshotter::Overlayfs => None,
         };
-        let snippet = lamina
+        let mut snippet = lamina
             .as_ref()
             .map(Daemon::snippet)
             .transpose()?
             .unwrap_or_default();
+        let peer = peer.map(|binary| Stargz::start(binary, scratch.path()));
+        let peer = peer.transpose()?;
+        snippet.extend(peer.iter().map(Stargz::snippet));
         let containerd = Containerd::start(scratch.path(), &snippet)?;
         let namespace = Namespace(format!("lamina-{}", process::id()));
         let fifos = scratch.join("fifos");
@@ -93,6 +103,7 @@ impl Host {
             ctr,
             containerd,
             lamina,
+            peer,
             layout,
             namespace,
             scratch,

@@ -122,6 +122,13 @@ impl Daemon {
         Ok(serde_json::from_str(&output(&mut command)?)?)
     }
 
+    /// Whether it has layers that were not unpacked, and all bytes of them.
+    pub fn has_all_layers(&self) -> Result<bool> {
+        let layers = self.layers()?;
+        let is_here = |layer: &serde_json::Value| layer["cached_bytes"] == layer["file_bytes"];
+        Ok(!layers.is_empty() && layers.iter().all(is_here))
+    }
+
     pub fn pid(&self) -> Result<u32> {
         Ok(self
             .process

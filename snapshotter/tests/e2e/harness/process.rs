@@ -172,6 +172,30 @@ pub fn peak_kib(pid: u32) -> Result<i64> {
     kib_field(&status, "VmHWM:").context("no VmHWM")
 }
 
+/// The memory that a process has, in KiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Rollup {
+    /// All pages.
+    pub resident: i64,
+    /// The same, each page divided by how many have it.
+    pub shared_out: i64,
+    /// Those of no file.
+    pub anonymous: i64,
+}
+
+impl Rollup {
+    /// Reads the numbers of process `pid`.
+    pub fn of(pid: u32) -> Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let field = |name: &'static str| kib_field(&text, name).context(name);
+        Ok(Self {
+            resident: field("Rss:")?,
+            shared_out: field("Pss:")?,
+            anonymous: field("Pss_Anon:")?,
+        })
+    }
+}
+
 /// The kernel's own caches of objects (inodes, dentries, mounts), in KiB.
 pub fn slab_kib() -> Result<i64> {
     kib_field(&fs::read_to_string("/proc/meminfo")?, "Slab:").context("no Slab")

@@ -131,6 +131,11 @@ impl Proxy {
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::SeqCst)
     }
+
+    /// The counter of these bytes, for who watches it go up.
+    pub fn counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.bytes)
+    }
 }
 
 fn serve(

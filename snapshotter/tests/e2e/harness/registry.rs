@@ -179,28 +179,9 @@ impl Registry {
         config: &serde_json::Value,
     ) -> Result<()> {
         let config = config.to_string();
-        let digest = Digest::of(config.as_bytes()).to_string();
-        self.push_blob(repository, &digest, config.as_bytes())?;
-        manifest["config"]["digest"] = json!(digest);
+        manifest["config"]["digest"] = json!(self.put_blob(repository, config.as_bytes())?);
         manifest["config"]["size"] = json!(config.len());
-        self.push_manifest(repository, tag, manifest.to_string().as_bytes())
-    }
-
-    fn push_blob(&self, repository: &str, digest: &str, bytes: &[u8]) -> Result<()> {
-        let uploads = format!("http://{}/v2/{repository}/blobs/uploads/", self.address());
-        let begun = ureq::post(&uploads).send_empty()?;
-        let location = begun.headers().get("location").context("no location")?;
-        let location = format!("{}&digest={digest}", location.to_str()?);
-        ureq::put(&location).send(bytes)?;
-        Ok(())
-    }
-
-    fn push_manifest(&self, repository: &str, tag: &str, manifest: &[u8]) -> Result<()> {
-        let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.address());
-        ureq::put(&url)
-            .header("Content-Type", MANIFEST)
-            .send(manifest)?;
-        Ok(())
+        self.put_manifest(repository, tag, manifest.to_string().as_bytes())
     }
 
     /// Pushes the one image of a layout, as it is.
@@ -217,9 +198,29 @@ impl Registry {
         let layers = told["layers"].as_array().context("no layers")?;
         for part in layers.iter().chain([&told["config"]]) {
             let digest = part["digest"].as_str().context("no digest")?;
-            self.push_blob(repository, digest, &fs::read(blob(digest))?)?;
+            self.put_blob(repository, &fs::read(blob(digest))?)?;
         }
-        self.push_manifest(repository, tag, &manifest)
+        self.put_manifest(repository, tag, &manifest)
+    }
+
+    /// Pushes a blob, and answers its digest.
+    pub fn put_blob(&self, repository: &str, bytes: &[u8]) -> Result<String> {
+        let digest = Digest::of(bytes).to_string();
+        let uploads = format!("http://{}/v2/{repository}/blobs/uploads/", self.address());
+        let begun = ureq::post(&uploads).send_empty()?;
+        let location = begun.headers().get("location").context("no location")?;
+        let location = format!("{}&digest={digest}", location.to_str()?);
+        ureq::put(&location).send(bytes)?;
+        Ok(digest)
+    }
+
+    /// Pushes a manifest whose blobs are there.
+    pub fn put_manifest(&self, repository: &str, tag: &str, manifest: &[u8]) -> Result<()> {
+        let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.address());
+        ureq::put(&url)
+            .header("Content-Type", MANIFEST)
+            .send(manifest)?;
+        Ok(())
     }
 }
 
