@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cri;
 use crate::lazy::keeper;
 use crate::registry;
 use crate::upper_mode::UpperMode;
@@ -79,9 +80,22 @@ pub struct LazyConfig {
     pub fill_mib_per_sec: u64,
     /// Record what containers open first, and fetch that first when their image is next pulled.
     pub profiles: bool,
+    /// The socket of a proxy of the CRI's image service, which learns image pull secrets; empty: none.
+    pub cri_socket: PathBuf,
+    /// The socket of containerd's CRI, which the proxy asks.
+    pub cri_backend: PathBuf,
 }
 
 impl LazyConfig {
+    /// The proxy of the CRI's image service; `None`: there is none.
+    pub fn cri(&self) -> Option<cri::Options> {
+        let is_on = !self.cri_socket.as_os_str().is_empty();
+        is_on.then(|| cri::Options {
+            socket: self.cri_socket.clone(),
+            backend: self.cri_backend.clone(),
+        })
+    }
+
     /// How the cache is kept.
     pub fn cache(&self) -> keeper::Limits {
         keeper::Limits {
@@ -100,6 +114,7 @@ impl LazyConfig {
             hosts: self.hosts.clone(),
             docker_config: docker_config.filter(|path| !path.as_os_str().is_empty()),
             patience: Duration::from_secs(self.patience_secs),
+            ..registry::Options::default()
         })
     }
 }
@@ -208,6 +223,8 @@ impl Default for LazyConfig {
             fill: true,
             fill_mib_per_sec: 0,
             profiles: true,
+            cri_socket: PathBuf::new(),
+            cri_backend: PathBuf::from("/run/containerd/containerd.sock"),
         }
     }
 }
@@ -295,6 +312,24 @@ impl Config {
                 "lazy.free_percent",
                 format!("must be between 0 and 90, not {percent}"),
             );
+        }
+        if let Some(cri) = self.lazy.cri() {
+            for (key, path) in [
+                ("lazy.cri_socket", &cri.socket),
+                ("lazy.cri_backend", &cri.backend),
+            ] {
+                if !path.is_absolute() {
+                    let shown = path.display();
+                    return wrong(key, format!("must be an absolute path, not `{shown}`"));
+                }
+            }
+            if cri.socket == cri.backend || cri.socket == self.address {
+                let shown = cri.socket.display();
+                return wrong(
+                    "lazy.cri_socket",
+                    format!("must be a socket of its own, not `{shown}`"),
+                );
+            }
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             let level = &self.log.level;
@@ -436,6 +471,14 @@ fill_mib_per_sec = 0
 # image of the same repository is next pulled.
 profiles = true
 
+# Kubernetes' image pull secrets: the Unix socket of a proxy of the CRI's image service, for kubelet's
+# --image-service-endpoint. It passes every call on to containerd, and keeps the logins of pulls in
+# memory, for the registry that they are for. Empty: no proxy.
+cri_socket = ""
+
+# The socket of containerd's CRI, which the proxy asks.
+cri_backend = "/run/containerd/containerd.sock"
+
 [log]
 # error, warn, info, debug or trace; or directives for single modules:
 # "info,lamina_fusefs=debug".
@@ -500,6 +543,22 @@ mod tests {
                 "root = \"lib\"",
                 "`root` must be an absolute path, not `lib`",
             ),
+            (
+                "[lazy]\ncri_socket = \"cri\"",
+                "`lazy.cri_socket` must be an absolute path, not `cri`",
+            ),
+            (
+                "[lazy]\ncri_socket = \"/run/c\"\ncri_backend = \"\"",
+                "`lazy.cri_backend` must be an absolute path, not ``",
+            ),
+            (
+                "[lazy]\ncri_socket = \"/run/containerd/containerd.sock\"",
+                "`lazy.cri_socket` must be a socket of its own",
+            ),
+            (
+                "[lazy]\ncri_socket = \"/run/lamina/lamina.sock\"",
+                "`lazy.cri_socket` must be a socket of its own",
+            ),
             ("threads = \"two\"", "threads = \"two\""),
             ("log = 3", "log = 3"),
             ("upper = \"fuse\"", "upper = \"fuse\""),
@@ -511,6 +570,15 @@ mod tests {
             assert!(error.starts_with("/etc/lamina/config.toml: "), "{error}");
             assert!(error.contains(wanted), "{error}");
         }
+    }
+
+    #[test]
+    fn there_is_no_proxy_of_the_cri_unless_it_has_a_socket() {
+        assert_eq!(Config::default().lazy.cri(), None);
+        let config = parse("[lazy]\ncri_socket = \"/run/lamina/cri.sock\"").expect("config");
+        let cri = config.lazy.cri().expect("a proxy");
+        assert_eq!(cri.socket, Path::new("/run/lamina/cri.sock"));
+        assert_eq!(cri.backend, Path::new("/run/containerd/containerd.sock"));
     }
 
     #[test]

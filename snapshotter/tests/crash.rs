@@ -61,6 +61,7 @@ fn the_daemon() {
         partial_copy_up: true,
         registry: None,
         cache: keeper::Limits::default(),
+        cri: None,
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));

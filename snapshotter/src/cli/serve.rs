@@ -124,6 +124,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         partial_copy_up: config.partial_copy_up,
         registry: config.lazy.registry(),
         cache: config.lazy.cache(),
+        cri: config.lazy.cri(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

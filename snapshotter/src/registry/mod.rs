@@ -3,6 +3,7 @@
 //! - [`hosts`] says where the bytes of a registry are to be had: at its mirrors first, as
 //!   containerd's `hosts.toml` tells, then at the registry itself.
 //! - [`credentials`] finds a user's name and password where docker keeps them.
+//! - [`pulled`] keeps the logins that Kubernetes sends along with a pull, in memory.
 //! - `auth` answers a challenge of a registry with them.
 //! - `http` makes one request, and says in one of a few words what came of it.
 //! - [`Registry`] asks until somebody answers, or patience is at its end.
@@ -17,10 +18,12 @@ mod error;
 pub mod hosts;
 mod http;
 pub mod image;
+pub mod pulled;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,9 +32,10 @@ use parking_lot::Mutex;
 pub use error::RegistryError;
 
 use self::auth::Tokens;
-use self::credentials::Credentials;
+use self::credentials::{Credentials, Login};
 use self::hosts::{Endpoint, Hosts};
 use self::http::{Agents, Answer};
+use self::pulled::PulledLogins;
 
 /// The first pause before a request is made again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -49,6 +53,8 @@ pub struct Options {
     pub docker_config: Option<PathBuf>,
     /// How long a request may take, with all that it is made again for.
     pub patience: Duration,
+    /// Logins that came along with pulls; whoever notes them holds the same ones.
+    pub pulled: Arc<PulledLogins>,
 }
 
 impl Default for Options {
@@ -57,6 +63,7 @@ impl Default for Options {
             hosts: PathBuf::from("/etc/containerd/certs.d"),
             docker_config: None,
             patience: Duration::from_secs(30),
+            pulled: Arc::default(),
         }
     }
 }
@@ -83,6 +90,7 @@ pub(crate) struct Ask<'a> {
 pub struct Registry {
     hosts: Hosts,
     credentials: Credentials,
+    pulled: Arc<PulledLogins>,
     patience: Duration,
     agents: Agents,
     tokens: Tokens,
@@ -96,6 +104,7 @@ impl Registry {
         Registry {
             hosts: Hosts::new(options.hosts.clone()),
             credentials: Credentials::new(options.docker_config.clone()),
+            pulled: Arc::clone(&options.pulled),
             patience: options.patience,
             agents: Agents::default(),
             tokens: Tokens::default(),
@@ -166,7 +175,8 @@ impl Registry {
             .is_some_and(|until| *until > Instant::now())
     }
 
-    /// Asks one endpoint, and answers its challenge once.
+    /// Asks one endpoint, and answers its challenge: with the logins of late pulls of the
+    /// repository, then with docker's, then with none, until one is good.
     fn ask_one(
         &self,
         endpoint: &Endpoint,
@@ -176,26 +186,43 @@ impl Registry {
         let agent = self.agents.of(endpoint)?;
         let key = (endpoint.base.clone(), ask.repository.to_owned());
         let known = self.tokens.get(&key);
-        match http::get(&agent, endpoint, ask, known.as_deref(), deadline) {
-            Err(RegistryError::Challenged { url, challenges }) => {
-                let login = self.credentials.of(endpoint.credentials_of(ask.registry));
-                let answer = auth::answer(&agent, &challenges, login?.as_ref(), ask, deadline)?;
-                let Some(header) = answer else {
-                    return Err(RegistryError::Denied { url, status: 401 });
-                };
-                let again = http::get(&agent, endpoint, ask, Some(&header), deadline);
-                if again.is_ok() {
-                    self.tokens.keep(key, header);
+        let (url, challenges) = match http::get(&agent, endpoint, ask, known.as_deref(), deadline) {
+            Err(RegistryError::Challenged { url, challenges }) => (url, challenges),
+            other => return other,
+        };
+        let try_with = |login: Option<&Login>| {
+            let denied = |url: &str| RegistryError::Denied {
+                url: url.to_owned(),
+                status: 401,
+            };
+            let answer = auth::answer(&agent, &challenges, login, ask, deadline)?;
+            let header = answer.ok_or_else(|| denied(&url))?;
+            match http::get(&agent, endpoint, ask, Some(&header), deadline) {
+                Ok(answer) => {
+                    self.tokens.keep(key.clone(), header);
+                    Ok(answer)
                 }
-                match again {
-                    Err(RegistryError::Challenged { url, .. }) => {
-                        Err(RegistryError::Denied { url, status: 401 })
-                    }
-                    other => other,
+                Err(RegistryError::Challenged { url, .. }) => Err(denied(&url)),
+                Err(error) => Err(error),
+            }
+        };
+        let host = endpoint.credentials_of(ask.registry);
+        // Those of a pull are for the registry, and none of its mirrors' business.
+        if host == ask.registry {
+            for login in self.pulled.of(ask.registry, ask.repository) {
+                match try_with(Some(&login)) {
+                    Err(RegistryError::Denied { .. }) => {}
+                    other => return other,
                 }
             }
-            other => other,
         }
+        if let Some(login) = self.credentials.of(host)? {
+            match try_with(Some(&login)) {
+                Err(RegistryError::Denied { .. }) => {}
+                other => return other,
+            }
+        }
+        try_with(None)
     }
 }
 

@@ -79,6 +79,7 @@ fn registry(dir: &Path, patience: Duration) -> Arc<Registry> {
         hosts: dir.join("hosts"),
         docker_config: Some(dir.join("config.json")),
         patience,
+        ..Options::default()
     }))
 }
 

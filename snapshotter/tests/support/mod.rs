@@ -50,6 +50,7 @@ pub fn options(dir: &Path) -> ServeOptions {
         partial_copy_up: true,
         registry: None,
         cache: keeper::Limits::default(),
+        cri: None,
     }
 }
 
