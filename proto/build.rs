@@ -2,14 +2,18 @@
 
 use std::error::Error;
 
-const PROTOS: [&str; 2] = [
+const PROTOS: [&str; 3] = [
     "containerd/api/services/snapshots/v1/snapshots.proto",
+    "cri/v1/image.proto",
     "lamina/v1/status.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=protos");
     let descriptors = protox::compile(PROTOS, ["protos"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        // It holds secrets.
+        .skip_debug(["runtime.v1.AuthConfig"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

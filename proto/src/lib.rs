@@ -5,6 +5,11 @@
 //! `containerd.services.snapshots.v1`. Beside them stand the few conversions from plain types,
 //! and nothing else: no rule of containerd's is decided here.
 
+pub mod raw;
+
+use std::fmt;
+
+pub use prost::bytes::Bytes;
 pub use prost_types::{FieldMask, Timestamp};
 pub use tonic;
 
@@ -27,6 +32,27 @@ pub mod containerd {
     pub mod types {
         tonic::include_proto!("containerd.types");
     }
+}
+
+/// Kubernetes' CRI, as far as Lamina looks into it.
+pub mod runtime {
+    /// Version 1.
+    #[allow(missing_docs, clippy::pedantic)]
+    pub mod v1 {
+        tonic::include_proto!("runtime.v1");
+    }
+}
+
+/// What is in it is never shown.
+impl fmt::Debug for runtime::v1::AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthConfig")
+    }
+}
+
+/// Reads a `PullImage` request; `None` if it is not one.
+pub fn pull_image_request(bytes: &[u8]) -> Option<runtime::v1::PullImageRequest> {
+    prost::Message::decode(bytes).ok()
 }
 
 /// Lamina's own package.
@@ -71,6 +97,24 @@ mod tests {
     #[test]
     fn nanoseconds_never_reach_the_next_second() {
         assert_eq!(timestamp(0, u32::MAX).nanos, 999_999_999);
+    }
+
+    #[test]
+    fn a_pull_is_read_by_the_field_numbers_of_kubernetes_and_shows_no_secret() {
+        // ImageSpec with an annotation that is unknown here, and an AuthConfig.
+        let bytes =
+            b"\x0a\x08\x0a\x03a:1\x1a\x01x\x12\x11\x0a\x01u\x12\x01p\x1a\x01a\x22\x01s\x2a\x03tok";
+        let pull = pull_image_request(bytes).expect("a pull");
+        assert_eq!(pull.image.as_ref().expect("image").image, "a:1");
+        assert!(!format!("{pull:?}").contains("tok"), "{pull:?}");
+        let auth = pull.auth.expect("auth");
+        assert_eq!((auth.username.as_str(), auth.password.as_str()), ("u", "p"));
+        assert_eq!(
+            (auth.auth.as_str(), auth.server_address.as_str()),
+            ("a", "s")
+        );
+        assert_eq!(auth.identity_token, "tok");
+        assert!(pull_image_request(b"\x0a\xff").is_none());
     }
 
     #[test]

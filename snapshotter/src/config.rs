@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::limits::LimitsConfig;
+use crate::cri;
 use crate::lazy::keeper;
 use crate::lazy::profile::Profiles;
 use crate::registry;
@@ -85,11 +86,24 @@ pub struct LazyConfig {
     pub profiles: Profiles,
     /// The repositories of which indexes in the registry are believed.
     pub indexes: Vec<String>,
+    /// The socket of a proxy of the CRI's image service, which learns image pull secrets; empty: none.
+    pub cri_socket: PathBuf,
+    /// The socket of containerd's CRI, which the proxy asks.
+    pub cri_backend: PathBuf,
     /// How much a blob may ask for.
     pub limits: LimitsConfig,
 }
 
 impl LazyConfig {
+    /// The proxy of the CRI's image service; `None`: there is none.
+    pub fn cri(&self) -> Option<cri::Options> {
+        let is_on = !self.cri_socket.as_os_str().is_empty();
+        is_on.then(|| cri::Options {
+            socket: self.cri_socket.clone(),
+            backend: self.cri_backend.clone(),
+        })
+    }
+
     /// How the cache is kept.
     pub fn cache(&self) -> keeper::Limits {
         keeper::Limits {
@@ -115,6 +129,7 @@ impl LazyConfig {
             docker_config: docker_config.filter(|path| !path.as_os_str().is_empty()),
             patience: Duration::from_secs(self.patience_secs),
             manifest_bytes: self.limits.manifest_bytes(),
+            ..registry::Options::default()
         }
     }
 }
@@ -224,6 +239,8 @@ impl Default for LazyConfig {
             fill_mib_per_sec: 0,
             profiles: Profiles::default(),
             indexes: Vec::new(),
+            cri_socket: PathBuf::new(),
+            cri_backend: PathBuf::from("/run/containerd/containerd.sock"),
             limits: LimitsConfig::default(),
         }
     }
@@ -326,6 +343,24 @@ impl Config {
         }
         if let Some((key, problem)) = self.lazy.limits.wrong() {
             return wrong(key, problem);
+        }
+        if let Some(cri) = self.lazy.cri() {
+            for (key, path) in [
+                ("lazy.cri_socket", &cri.socket),
+                ("lazy.cri_backend", &cri.backend),
+            ] {
+                if !path.is_absolute() {
+                    let shown = path.display();
+                    return wrong(key, format!("must be an absolute path, not `{shown}`"));
+                }
+            }
+            if cri.socket == cri.backend || cri.socket == self.address {
+                let shown = cri.socket.display();
+                return wrong(
+                    "lazy.cri_socket",
+                    format!("must be a socket of its own, not `{shown}`"),
+                );
+            }
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
             let level = &self.log.level;
@@ -475,6 +510,14 @@ profiles = "local"
 # trust whoever may push there.
 indexes = []
 
+# Kubernetes' image pull secrets: the Unix socket of a proxy of the CRI's image service, for kubelet's
+# --image-service-endpoint. It passes every call on to containerd, and keeps the logins of pulls in
+# memory, for the registry that they are for. Empty: no proxy.
+cri_socket = ""
+
+# The socket of containerd's CRI, which the proxy asks.
+cri_backend = "/run/containerd/containerd.sock"
+
 [lazy.limits]
 # How much a blob may ask for. Its maker may be anybody, so each number in it is held against one of
 # these. A layer that asks for more is not served lazily: containerd unpacks it as any other.
@@ -576,6 +619,22 @@ mod tests {
                 "root = \"lib\"",
                 "`root` must be an absolute path, not `lib`",
             ),
+            (
+                "[lazy]\ncri_socket = \"cri\"",
+                "`lazy.cri_socket` must be an absolute path, not `cri`",
+            ),
+            (
+                "[lazy]\ncri_socket = \"/run/c\"\ncri_backend = \"\"",
+                "`lazy.cri_backend` must be an absolute path, not ``",
+            ),
+            (
+                "[lazy]\ncri_socket = \"/run/containerd/containerd.sock\"",
+                "`lazy.cri_socket` must be a socket of its own",
+            ),
+            (
+                "[lazy]\ncri_socket = \"/run/lamina/lamina.sock\"",
+                "`lazy.cri_socket` must be a socket of its own",
+            ),
             ("threads = \"two\"", "threads = \"two\""),
             ("log = 3", "log = 3"),
             (
@@ -591,6 +650,15 @@ mod tests {
             assert!(error.starts_with("/etc/lamina/config.toml: "), "{error}");
             assert!(error.contains(wanted), "{error}");
         }
+    }
+
+    #[test]
+    fn there_is_no_proxy_of_the_cri_unless_it_has_a_socket() {
+        assert_eq!(Config::default().lazy.cri(), None);
+        let config = parse("[lazy]\ncri_socket = \"/run/lamina/cri.sock\"").expect("config");
+        let cri = config.lazy.cri().expect("a proxy");
+        assert_eq!(cri.socket, Path::new("/run/lamina/cri.sock"));
+        assert_eq!(cri.backend, Path::new("/run/containerd/containerd.sock"));
     }
 
     #[test]

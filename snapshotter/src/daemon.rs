@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use lamina_fusefs::blob;
 use tokio::net::UnixListener;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
+use crate::cri;
 use crate::error::{Error, Result};
 use crate::lazy::keeper;
 use crate::recover::Report;
@@ -60,6 +61,8 @@ pub struct ServeOptions {
     pub cache: keeper::Limits,
     /// How much a blob of such a layer may ask for.
     pub limits: blob::Limits,
+    /// The proxy of the CRI's image service; `None`: there is none.
+    pub cri: Option<cri::Options>,
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -92,18 +95,19 @@ pub async fn serve_with(
 ) -> Result<()> {
     // Before the root is touched: a second daemon must not disturb the first.
     check_address(&options.address)?;
+    if let Some(cri) = &options.cri {
+        check_address(&cri.socket)?;
+    }
     let root = options.root.clone();
     let opened = blocking(move || Snapshots::open(&root, mounter)).await?;
     let (snapshots, report) = opened?;
     log(&report);
     let snapshots = Arc::new(snapshots.with_upper(options.upper));
-    let socket = Socket::bind(&options.address);
-    let served = match socket {
-        Ok((socket, listener)) => {
+    let served = match Sockets::bind(&options) {
+        Ok((sockets, listeners)) => {
             ready(&options);
-            let served =
-                serve_until(Arc::clone(&snapshots), listener, &options.address, shutdown).await;
-            drop(socket);
+            let served = serve_until(Arc::clone(&snapshots), listeners, &options, shutdown).await;
+            drop(sockets);
             served
         }
         Err(error) => Err(error),
@@ -115,16 +119,28 @@ pub async fn serve_with(
 /// Serves until `shutdown` is done, then waits for calls under way, but not for ever.
 async fn serve_until(
     snapshots: Arc<Snapshots>,
-    listener: UnixListener,
-    address: &Path,
+    listeners: Listeners,
+    options: &ServeOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<()> {
-    let (stop, stopped) = oneshot::channel::<()>();
-    let signal = async {
-        // An error means that the sender is gone, which is a signal too.
-        stopped.await.unwrap_or_default();
+    let (stop, stopped) = watch::channel(());
+    let signal = || {
+        let mut stopped = stopped.clone();
+        // An error means that the sender is gone, which is the signal.
+        async move { stopped.changed().await.unwrap_or_default() }
     };
-    let mut serving = pin!(service::serve(snapshots, listener, address, signal));
+    let containerd = service::serve(snapshots, listeners.own, &options.address, signal());
+    let kubelet = async {
+        let (Some(cri), Some(listener)) = (&options.cri, listeners.cri) else {
+            return Ok(());
+        };
+        // Who does not reach registries has no use for logins.
+        let registry = options.registry.as_ref();
+        let logins = registry.map(|registry| Arc::clone(&registry.pulled));
+        cri::serve(listener, cri, logins, signal()).await
+    };
+    let serving = async { tokio::try_join!(containerd, kubelet).map(|_| ()) };
+    let mut serving = pin!(serving);
     tokio::select! {
         served = &mut serving => return served,
         () = shutdown => {}
@@ -159,7 +175,34 @@ fn log(report: &Report) {
     );
 }
 
-/// The socket's file; removed when it is dropped, unless another process has put its own there.
+/// What is listened on.
+struct Listeners {
+    own: UnixListener,
+    cri: Option<UnixListener>,
+}
+
+/// The files of the sockets that are listened on.
+struct Sockets {
+    _own: Socket,
+    _cri: Option<Socket>,
+}
+
+impl Sockets {
+    fn bind(options: &ServeOptions) -> Result<(Sockets, Listeners)> {
+        let cri = options.cri.as_ref();
+        let cri = cri.map(|cri| Socket::bind(&cri.socket)).transpose()?;
+        let (cri_socket, cri) = cri.unzip();
+        // The daemon's own last: whoever can connect there finds the other one too.
+        let (own_socket, own) = Socket::bind(&options.address)?;
+        let sockets = Sockets {
+            _own: own_socket,
+            _cri: cri_socket,
+        };
+        Ok((sockets, Listeners { own, cri }))
+    }
+}
+
+/// A socket's file; removed when it is dropped, unless another process has put its own there.
 struct Socket {
     path: PathBuf,
     inode: (u64, u64),

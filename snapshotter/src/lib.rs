@@ -4,7 +4,8 @@
 //! The modules, in the order in which a call flows:
 //!
 //! - [`daemon`] opens a root directory and serves it on a socket.
-//! - `service` takes gRPC in and gives gRPC out; nothing else knows gRPC.
+//! - `service` takes gRPC in and gives gRPC out; nothing else knows gRPC but [`cri`], which passes
+//!   the calls of Kubernetes' image service on, and learns the logins of pulls.
 //! - [`snapshots`] is the verbs, in the order of containerd's API.
 //! - [`filter`] reads the filters of `List`.
 //! - [`store`] remembers the snapshots; [`store::layout`] is every path below the root.
@@ -25,6 +26,7 @@ mod chains;
 pub mod check;
 mod cleanup;
 pub mod config;
+pub mod cri;
 pub mod daemon;
 mod dirs;
 pub mod error;

@@ -1,4 +1,5 @@
-//! gRPC in, a plain call, gRPC out. No rule is decided here, and nothing else names tonic.
+//! gRPC in, a plain call, gRPC out. No rule is decided here, and nothing else that
+//! containerd calls names tonic.
 //!
 //! A verb waits for disks and for other verbs, so each runs on a thread for blocking work.
 

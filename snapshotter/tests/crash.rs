@@ -62,6 +62,7 @@ fn the_daemon() {
         registry: None,
         cache: keeper::Limits::default(),
         limits: lamina_fusefs::blob::Limits::default(),
+        cri: None,
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));

@@ -18,6 +18,7 @@ const RULES: [(&[&str], &[&str]); 5] = [
             "proto/src/",
             "snapshotter/src/service.rs",
             "snapshotter/src/daemon.rs",
+            "snapshotter/src/cri.rs",
         ],
     ),
     (

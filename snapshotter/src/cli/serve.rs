@@ -125,6 +125,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         registry: config.lazy.registry(),
         cache: config.lazy.cache(),
         limits: config.lazy.limits.limits(),
+        cri: config.lazy.cri(),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -19,7 +19,7 @@ const MOST: u64 = 1 << 20;
 const TOKENS: usize = 1000;
 
 /// What a token is good for.
-#[derive(Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Key {
     /// The endpoint.
     pub(super) base: String,

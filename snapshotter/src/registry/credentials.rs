@@ -117,7 +117,7 @@ fn default_config() -> Option<PathBuf> {
 }
 
 /// The names under which the login for a registry may be.
-fn keys(registry: &str) -> Vec<&str> {
+pub(super) fn keys(registry: &str) -> Vec<&str> {
     match registry {
         "docker.io" | "index.docker.io" | "registry-1.docker.io" => {
             vec![
@@ -132,7 +132,7 @@ fn keys(registry: &str) -> Vec<&str> {
 }
 
 /// Keys may be URLs.
-fn host_of(key: &str) -> &str {
+pub(super) fn host_of(key: &str) -> &str {
     let host = key.split("://").last().unwrap_or(key);
     host.split('/').next().unwrap_or(host)
 }

@@ -3,6 +3,7 @@
 //! - [`hosts`] says where the bytes of a registry are to be had: at its mirrors first, as
 //!   containerd's `hosts.toml` tells, then at the registry itself.
 //! - [`credentials`] finds a user's name and password where docker keeps them.
+//! - [`pulled`] keeps the logins that Kubernetes sends along with a pull, in memory.
 //! - `auth` answers a challenge of a registry with them.
 //! - `http` makes one request, and says in one of a few words what came of it.
 //! - [`Registry`] asks until somebody answers, or patience is at its end.
@@ -20,11 +21,13 @@ mod error;
 pub mod hosts;
 mod http;
 pub mod image;
+pub mod pulled;
 pub mod push;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,9 +37,10 @@ use ureq::Agent;
 pub use error::RegistryError;
 
 use self::auth::Tokens;
-use self::credentials::Credentials;
+use self::credentials::{Credentials, Login};
 use self::hosts::{Endpoint, Hosts};
 use self::http::{Agents, Answer};
+use self::pulled::PulledLogins;
 
 /// The first pause before a request is made again; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -56,6 +60,8 @@ pub struct Options {
     pub patience: Duration,
     /// The most bytes of a manifest, an index or a configuration.
     pub manifest_bytes: u64,
+    /// Logins that came along with pulls; whoever notes them holds the same ones.
+    pub pulled: Arc<PulledLogins>,
 }
 
 impl Default for Options {
@@ -66,6 +72,7 @@ impl Default for Options {
             patience: Duration::from_secs(30),
             // The specification asks registries for so much at least.
             manifest_bytes: 4 << 20,
+            pulled: Arc::default(),
         }
     }
 }
@@ -121,6 +128,7 @@ pub(crate) struct Ask<'a> {
 pub struct Registry {
     hosts: Hosts,
     credentials: Credentials,
+    pulled: Arc<PulledLogins>,
     patience: Duration,
     manifest_bytes: u64,
     agents: Agents,
@@ -135,6 +143,7 @@ impl Registry {
         Registry {
             hosts: Hosts::new(options.hosts.clone()),
             credentials: Credentials::new(options.docker_config.clone()),
+            pulled: Arc::clone(&options.pulled),
             patience: options.patience,
             manifest_bytes: options.manifest_bytes,
             agents: Agents::default(),
@@ -235,7 +244,8 @@ impl Registry {
         })
     }
 
-    /// Makes a request to an endpoint, and answers its challenge once.
+    /// Makes a request to an endpoint, and answers its challenge: with the logins of late pulls of the
+    /// repository, then with docker's, then with none, until one is good.
     fn logged_in<T>(
         &self,
         endpoint: &Endpoint,
@@ -250,28 +260,43 @@ impl Registry {
             access: scope.access,
         };
         let known = self.tokens.get(&key);
-        match request(&agent, known.as_deref()) {
-            Err(RegistryError::Challenged { url, challenges }) => {
-                let login = self
-                    .credentials
-                    .of(endpoint.credentials_of(scope.registry))?;
-                let answer = auth::answer(&agent, &challenges, login.as_ref(), scope, deadline)?;
-                let Some(header) = answer else {
-                    return Err(RegistryError::Denied { url, status: 401 });
-                };
-                let again = request(&agent, Some(&header));
-                if again.is_ok() {
-                    self.tokens.keep(key, header);
+        let (url, challenges) = match request(&agent, known.as_deref()) {
+            Err(RegistryError::Challenged { url, challenges }) => (url, challenges),
+            other => return other,
+        };
+        let mut try_with = |login: Option<&Login>| {
+            let denied = |url: &str| RegistryError::Denied {
+                url: url.to_owned(),
+                status: 401,
+            };
+            let answer = auth::answer(&agent, &challenges, login, scope, deadline)?;
+            let header = answer.ok_or_else(|| denied(&url))?;
+            match request(&agent, Some(&header)) {
+                Ok(answer) => {
+                    self.tokens.keep(key.clone(), header);
+                    Ok(answer)
                 }
-                match again {
-                    Err(RegistryError::Challenged { url, .. }) => {
-                        Err(RegistryError::Denied { url, status: 401 })
-                    }
-                    other => other,
+                Err(RegistryError::Challenged { url, .. }) => Err(denied(&url)),
+                Err(error) => Err(error),
+            }
+        };
+        let host = endpoint.credentials_of(scope.registry);
+        // Those of a pull are for the registry, and none of its mirrors' business.
+        if host == scope.registry {
+            for login in self.pulled.of(scope.registry, scope.repository) {
+                match try_with(Some(&login)) {
+                    Err(RegistryError::Denied { .. }) => {}
+                    other => return other,
                 }
             }
-            other => other,
         }
+        if let Some(login) = self.credentials.of(host)? {
+            match try_with(Some(&login)) {
+                Err(RegistryError::Denied { .. }) => {}
+                other => return other,
+            }
+        }
+        try_with(None)
     }
 }
 

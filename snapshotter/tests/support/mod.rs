@@ -51,6 +51,7 @@ pub fn options(dir: &Path) -> ServeOptions {
         registry: None,
         cache: keeper::Limits::default(),
         limits: lamina_fusefs::blob::Limits::default(),
+        cri: None,
     }
 }
 
