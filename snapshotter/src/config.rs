@@ -528,8 +528,8 @@ manifest_mib = 4
 toc_mib = 256
 
 # Entries of a layer, and chunks of all its files.
-entries = 2000000
-chunks = 2000000
+entries = 500000
+chunks = 1000000
 
 # Names in a path, bytes of one name (255 at most) and of the whole path (4095 at most).
 depth = 1024
