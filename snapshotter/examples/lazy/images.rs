@@ -38,6 +38,10 @@ impl Images {
             stage.ctr.convert_to_estargz(&plain, &estargz)?;
             let optimized = format!("{address}/{OPTIMIZED}:t");
             stage.ctr.optimize_as_estargz(&plain, &optimized, script)?;
+            // It lies beside the image, and changes nothing for who does not look for it.
+            let gzip = format!("{address}/gzip:t");
+            let lamina = stage.lamina.as_ref().context("no daemon")?;
+            lamina.command(&["image"], &["index", &gzip])?;
         } else {
             stage.ctr.convert_to_estargz_quickly(&plain, &estargz)?;
         }

@@ -61,9 +61,11 @@ pub(crate) struct Contender {
     pub(crate) who: Who,
     /// Whether the host has run the image before, and has nothing left of it but its profile.
     pub(crate) has_profile: bool,
+    /// Whether the host believes the index that lies beside the image.
+    pub(crate) has_index: bool,
 }
 
-const CONTENDERS: [Contender; 16] = [
+const CONTENDERS: [Contender; 19] = [
     contender(
         "overlayfs, gzip: pulled and unpacked",
         "gzip",
@@ -94,6 +96,11 @@ const CONTENDERS: [Contender; 16] = [
     .with_profile(),
     contender("Lamina, zstd:chunked with a profile", "zstd-chunked", FILLS).with_profile(),
     contender("Lamina, the same, not filled", "zstd-chunked", FILLS_NOT).with_profile(),
+    contender("Lamina, gzip with an index in the registry", "gzip", FILLS).with_index(),
+    contender("Lamina, the same, not filled", "gzip", FILLS_NOT).with_index(),
+    contender("Lamina, gzip with an index and a profile", "gzip", FILLS)
+        .with_index()
+        .with_profile(),
     contender("Lamina, gzip: first pull ever", "gzip", FILLS_NOT),
     contender("Lamina, zstd: first pull ever", "zstd", FILLS_NOT),
     contender("Lamina, plain tar: first pull ever", "tar", FILLS_NOT),
@@ -105,6 +112,7 @@ const fn contender(name: &'static str, image: &'static str, who: Who) -> Contend
         image,
         who,
         has_profile: false,
+        has_index: false,
     }
 }
 
@@ -112,6 +120,13 @@ impl Contender {
     const fn with_profile(self) -> Contender {
         Contender {
             has_profile: true,
+            ..self
+        }
+    }
+
+    const fn with_index(self) -> Contender {
+        Contender {
+            has_index: true,
             ..self
         }
     }
@@ -185,7 +200,8 @@ fn raced(contenders: &[Contender]) -> Vec<Raced> {
 /// One start on a host that has nothing; a lazy image is then started once more without a network.
 fn start(contender: Contender, task: Task, registry: &Registry) -> Result<Taken> {
     let fills = contender.who == FILLS;
-    let config = format!("[lazy]\nfill = {fills}\n");
+    let indexes = if contender.has_index { "\"*\"" } else { "" };
+    let config = format!("[lazy]\nfill = {fills}\nindexes = [{indexes}]\n");
     let peer = Stargz::binary().filter(|_| contender.who == Who::Stargz);
     let mut host = Host::start_beside(UpperMode::Union, &config, peer.as_deref())?;
     let proxy = Proxy::start_behind(registry.port(), Some(LINK))?;

@@ -138,7 +138,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
             tracing::info!(signal, "stopping");
             notify(&[NotifyState::Stopping]);
         };
-        daemon::serve(options, ready, shutdown).await?;
+        Box::pin(daemon::serve(options, ready, shutdown)).await?;
         tracing::info!("stopped");
         Ok(ExitCode::SUCCESS)
     })
