@@ -74,7 +74,7 @@ impl Contents {
         let mut entries = Vec::new();
         while let Some(mut told) = archive.next_entry()? {
             if let What::Regular(data) = &mut told.what {
-                read_data(&mut archive, data, |_, _| Ok(()))?;
+                read_data(&mut archive, data, CHUNK, |_, _| Ok(()))?;
             }
             entries.push(told);
         }
@@ -117,7 +117,7 @@ impl Contents {
         let mut end = 0;
         while let Some(mut told) = archive.next_entry()? {
             if let What::Regular(data) = &mut told.what {
-                read_data(&mut archive, data, |chunk, bytes| {
+                read_data(&mut archive, data, CHUNK, |chunk, bytes| {
                     let frame = zstd::bulk::compress(bytes, REPACKED).map_err(Flaw::Source)?;
                     to.write_all(&frame).map_err(Flaw::Source)?;
                     chunk.stretch = end..end + frame.len() as u64;
@@ -182,15 +182,16 @@ impl Contents {
     }
 }
 
-/// Reads the bytes of a file, and notes its chunks, which `show` sees with their bytes: for now, with
-/// their places in the archive.
-fn read_data<R: Read>(
+/// Reads the bytes of a file, and notes its chunks of `most` bytes, which `show` sees with their
+/// bytes: for now, with their places in the archive.
+pub(super) fn read_data<R: Read>(
     archive: &mut Archive<R>,
     data: &mut Data,
+    most: usize,
     mut show: impl FnMut(&mut Chunk, &[u8]) -> Result<(), Flaw>,
 ) -> Result<(), Flaw> {
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; CHUNK.min(usize::try_from(data.size).unwrap_or(CHUNK))];
+    let mut buffer = vec![0; most.min(usize::try_from(data.size).unwrap_or(most))];
     let mut offset = 0;
     while offset < data.size {
         let at = archive.at();
@@ -244,14 +245,14 @@ fn place(
 }
 
 /// A reader that hashes what is read through it.
-struct Hashing<R> {
+pub(super) struct Hashing<R> {
     from: R,
     hash: Sha256,
     length: u64,
 }
 
 impl<R> Hashing<R> {
-    fn of(from: R) -> Hashing<R> {
+    pub(super) fn of(from: R) -> Hashing<R> {
         Hashing {
             from,
             hash: Sha256::new(),
@@ -260,7 +261,7 @@ impl<R> Hashing<R> {
     }
 
     /// What it reads from, and the digest and the length of what was read.
-    fn finish(self) -> (R, Digest, u64) {
+    pub(super) fn finish(self) -> (R, Digest, u64) {
         (self.from, Digest::from(self.hash), self.length)
     }
 }

@@ -15,6 +15,7 @@
 //! - [`Contents`] is what all of these find out of a blob, to be written down.
 //! - [`Files`] fetches a file when it is wanted, once for all who want it.
 //! - [`Cache`] keeps files that were fetched, under their digests.
+//! - [`write`] makes such blobs of an archive.
 //! - [`Limits`] is what all of them allow at most.
 
 mod cache;
@@ -30,6 +31,7 @@ mod table;
 mod tar;
 mod toc;
 mod tree;
+pub mod write;
 
 use std::path::PathBuf;
 
