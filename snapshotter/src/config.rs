@@ -16,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::lazy::keeper;
+use crate::lazy::profile::Profiles;
 use crate::registry;
 use crate::upper_mode::UpperMode;
 
@@ -77,8 +78,10 @@ pub struct LazyConfig {
     pub fill: bool,
     /// The most that this may take of the link, in MiB a second; 0: no limit.
     pub fill_mib_per_sec: u64,
-    /// Record what containers open first, and fetch that first when their image is next pulled.
-    pub profiles: bool,
+    /// What is done about profiles of what containers open first.
+    pub profiles: Profiles,
+    /// The repositories of which indexes in the registry are believed.
+    pub indexes: Vec<String>,
 }
 
 impl LazyConfig {
@@ -90,17 +93,23 @@ impl LazyConfig {
             fill: self.fill,
             fill_rate: self.fill_mib_per_sec.saturating_mul(1 << 20),
             profiles: self.profiles,
+            trusted_indexes: self.indexes.clone(),
         }
     }
 
-    /// How registries are reached; `None`: not at all.
+    /// How registries are reached by the daemon; `None`: not at all.
     pub fn registry(&self) -> Option<registry::Options> {
+        self.enabled.then(|| self.registries())
+    }
+
+    /// How registries are reached.
+    pub fn registries(&self) -> registry::Options {
         let docker_config = Some(self.docker_config.clone());
-        self.enabled.then(|| registry::Options {
+        registry::Options {
             hosts: self.hosts.clone(),
             docker_config: docker_config.filter(|path| !path.as_os_str().is_empty()),
             patience: Duration::from_secs(self.patience_secs),
-        })
+        }
     }
 }
 
@@ -207,7 +216,8 @@ impl Default for LazyConfig {
             free_percent: keeper::Limits::default().free_percent,
             fill: true,
             fill_mib_per_sec: 0,
-            profiles: true,
+            profiles: Profiles::default(),
+            indexes: Vec::new(),
         }
     }
 }
@@ -294,6 +304,17 @@ impl Config {
             return wrong(
                 "lazy.free_percent",
                 format!("must be between 0 and 90, not {percent}"),
+            );
+        }
+        let mut patterns = self.lazy.indexes.iter();
+        let is_odd = |pattern: &&String| {
+            let rest = pattern.strip_suffix('*').unwrap_or(pattern);
+            pattern.is_empty() || rest.contains('*')
+        };
+        if let Some(pattern) = patterns.find(is_odd) {
+            return wrong(
+                "lazy.indexes",
+                format!("can't have `{pattern}`: `*` may stand at the end alone"),
             );
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.level) {
@@ -432,9 +453,17 @@ fill = true
 # The most that this may take of the link, in MiB a second; 0 is no limit.
 fill_mib_per_sec = 0
 
-# Record which files the containers of an image open while they start, and fetch these first when an
-# image of the same repository is next pulled.
-profiles = true
+# "local": record which files the containers of an image open while they start, and fetch these first
+# when an image of the same repository is next pulled. "shared": where this host knows nothing of a
+# repository, look for a profile beside the image in the registry, and put what this host has seen there
+# where there is none (with a login that may push). "off": neither.
+profiles = "local"
+
+# The repositories of which indexes are believed that `lamina image index` has put beside an image in the
+# registry, as "registry.example/team/app" or "registry.example/team/*": an ordinary gzip layer is then
+# served without being downloaded first. An image's manifest says nothing of its index, so this means to
+# trust whoever may push there.
+indexes = []
 
 [log]
 # error, warn, info, debug or trace; or directives for single modules:
@@ -502,6 +531,10 @@ mod tests {
             ),
             ("threads = \"two\"", "threads = \"two\""),
             ("log = 3", "log = 3"),
+            (
+                "[lazy]\nindexes = [\"r.example/*/app\"]",
+                "`lazy.indexes` can't have `r.example/*/app`",
+            ),
             ("upper = \"fuse\"", "upper = \"fuse\""),
             ("[log]\nformat = \"xml\"", "format = \"xml\""),
             ("[log]\nlevel = \"a=b=c\"", "`log.level` can't be `a=b=c`"),

@@ -73,7 +73,7 @@ pub async fn serve(
     mounter.metacopy = options.metacopy;
     mounter.partial_copy_up = options.partial_copy_up;
     mounter.registry.clone_from(&options.registry);
-    mounter.cache = options.cache;
+    mounter.cache = options.cache.clone();
     let mounter = Arc::new(mounter);
     serve_with(options, mounter, ready, shutdown).await
 }

@@ -176,7 +176,7 @@ impl Mounter for FuseMounter {
     fn begin(&self, layout: &Layout) -> lamina_fusefs::Result<()> {
         // Layers that were not unpacked have to be served, whether there may be more of them or not.
         let registry = self.registry.clone().unwrap_or_default();
-        let lazy = Lazy::open(layout, &registry, self.cache)?;
+        let lazy = Lazy::open(layout, &registry, self.cache.clone())?;
         // Only one begins.
         let _ = self.lazy.set(lazy);
         Ok(())

@@ -157,6 +157,12 @@ impl Contents {
         save(index, &index_bytes)
     }
 
+    /// What [`Self::save`] writes: the bytes of the index, and those of the table.
+    pub fn to_bytes(&self) -> Result<(Vec<u8>, Vec<u8>)> {
+        let bytes = self.bytes();
+        bytes.map_err(|flaw| flaw.of(Path::new("an index that is to be shared")))
+    }
+
     /// The layer's index, and the table of its chunks.
     pub(crate) fn bytes(&self) -> Result<(Vec<u8>, Vec<u8>), crate::index::Flaw> {
         let files = self.tree.files().map(|(ino, data)| {
@@ -165,20 +171,20 @@ impl Contents {
             (ino, digest, data)
         });
         let table = table::build(files, &self.checkpoints, self.compression, self.prefetch)?;
-        Ok((self.tree.index(self.stamp())?, table))
+        Ok((self.tree.index(stamp_of(self.identity))?, table))
     }
+}
 
-    /// The blob's stamp in its index. No directory has one with a time so far away.
-    fn stamp(&self) -> Stamp {
-        let (ino, rest) = self.identity.as_bytes().split_at(8);
-        let number = |bytes: &[u8]| bytes.first_chunk().copied().map_or(0, u64::from_le_bytes);
-        Stamp {
-            ino: number(ino),
-            ctime: Timestamp {
-                secs: number(rest).cast_signed(),
-                nanos: 0,
-            },
-        }
+/// A blob's stamp in its index. No directory has one with a time so far away.
+pub(super) fn stamp_of(identity: Digest) -> Stamp {
+    let (ino, rest) = identity.as_bytes().split_at(8);
+    let number = |bytes: &[u8]| bytes.first_chunk().copied().map_or(0, u64::from_le_bytes);
+    Stamp {
+        ino: number(ino),
+        ctime: Timestamp {
+            secs: number(rest).cast_signed(),
+            nanos: 0,
+        },
     }
 }
 

@@ -12,6 +12,7 @@
 //!   whatever would mean something else to another reader.
 //! - `table` keeps on disk where the bytes of each file are; the rest is in the layer's index.
 //! - `chunk` makes the bytes of a file of the blob's bytes, and holds them against their digest.
+//! - `told` looks through what somebody else has found out of a blob.
 //! - [`Contents`] is what all of these find out of a blob, to be written down.
 //! - [`Files`] fetches a file when it is wanted, once for all who want it.
 //! - [`Cache`] keeps files that were fetched, under their digests.
@@ -30,6 +31,7 @@ mod limits;
 mod table;
 mod tar;
 mod toc;
+mod told;
 mod tree;
 pub mod write;
 
@@ -41,6 +43,7 @@ pub use digest::Digest;
 pub use files::{Counts, Files, Flights, Here, Source, digests_in};
 pub use footer::{Toc, estargz, zstd_chunked};
 pub use limits::Limits;
+pub use told::check_told;
 
 /// Why a blob is not used as it is.
 #[derive(Debug, thiserror::Error)]

@@ -4,6 +4,7 @@
 //! - `mount` is a union without containerd (`mount_options` reads its `-o`).
 //! - `status` and `check` look at a root, for people and for programs.
 //! - `cache` is for the files of lazy layers.
+//! - `image` is for images in a registry.
 //! - `bench` races against overlayfs on this host.
 //! - `config` prints files to begin with: ours, containerd's, systemd's.
 //!
@@ -13,6 +14,7 @@ mod bench;
 mod cache;
 mod check;
 mod config;
+mod image;
 mod logging;
 mod mount;
 mod mount_options;
@@ -59,6 +61,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Look at the cache of lazy layers, make it smaller, or verify it
     Cache(cache::CacheArgs),
+    /// Index an image, or look at what its containers open first
+    Image(image::ImageArgs),
     /// Race against overlayfs on this host: a table in about five minutes
     Bench(bench::BenchArgs),
     /// Print configuration files to begin with
@@ -117,6 +121,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode> {
         Command::Status(args) => status::run(args),
         Command::Check(args) => check::run(args),
         Command::Cache(args) => cache::run(args),
+        Command::Image(args) => image::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => Ok(version()),

@@ -18,6 +18,7 @@ use lamina_fusefs::blob::{Digest, Holds, digests_in};
 use parking_lot::{Condvar, Mutex};
 
 use super::Lazy;
+use super::profile::Profiles;
 use super::record::Record;
 use crate::store::layout::{Entry, Layout};
 
@@ -33,7 +34,7 @@ const RETRY: Duration = Duration::from_mins(1);
 const LOW: u64 = 90;
 
 /// How large the cache may be, and what is fetched without being asked for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Limits {
     /// The most bytes of the cache; 0: no limit.
     pub cache_bytes: u64,
@@ -43,8 +44,10 @@ pub struct Limits {
     pub fill: bool,
     /// The most bytes a second that this may take; 0: no limit.
     pub fill_rate: u64,
-    /// Whether it is recorded what containers open first, and fetched first at the next pull.
-    pub profiles: bool,
+    /// What is done about profiles.
+    pub profiles: Profiles,
+    /// The repositories of which indexes in the registry are believed; `*` at the end stands for anything.
+    pub trusted_indexes: Vec<String>,
 }
 
 impl Default for Limits {
@@ -54,7 +57,8 @@ impl Default for Limits {
             free_percent: 5,
             fill: true,
             fill_rate: 0,
-            profiles: true,
+            profiles: Profiles::default(),
+            trusted_indexes: Vec::new(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lamina_fusefs::blob::{Contents, Digest, Flaw, Toc, estargz, zstd_chunked};
@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::labels::Wanted;
 use super::pieces::Pieces;
 use super::record::{Format, Record};
-use super::{Lazy, LazyError};
+use super::{Lazy, LazyError, published};
 use crate::registry::blob::RemoteBlob;
 use crate::registry::image;
 use crate::store::layout::{BLOB, BLOB_RECORD, BLOB_TABLE, LAYER_INDEX};
@@ -49,6 +49,14 @@ pub(super) fn make(
         layer.digest,
         layer.size,
     );
+    if is_ordinary_gzip(layer)?
+        && let Some(root) = from_registry(lazy, &image, layer, below, dir)
+    {
+        let (reference, digest) = (wanted.reference.clone(), wanted.digest.clone());
+        let record = Record::new(reference, digest, layer.size, Format::Gzip);
+        record.write(&dir.join(BLOB_RECORD))?;
+        return Ok(root);
+    }
     let (format, contents) = match toc_of(layer)? {
         Some(TocPlace::Estargz(digest)) => (
             Format::Estargz,
@@ -72,7 +80,7 @@ pub(super) fn make(
             }
         },
     };
-    check_implied(&contents, below)?;
+    check_implied(&contents.implied(), below)?;
     contents.save(&dir.join(LAYER_INDEX), &dir.join(BLOB_TABLE))?;
     let record = Record::new(
         wanted.reference.clone(),
@@ -83,6 +91,40 @@ pub(super) fn make(
     record.write(&dir.join(BLOB_RECORD))?;
     let root = contents.root();
     root.ok_or_else(|| LazyError::Unfit("it has no root".to_owned()))
+}
+
+/// Whether a layer is one that an index of ours is for: gzip without a table of contents.
+pub(super) fn is_ordinary_gzip(layer: &image::Layer) -> Result<bool, LazyError> {
+    let is_gzip = Packing::of(&layer.media_type) == Some(Packing::Gzip);
+    Ok(is_gzip && toc_of(layer)?.is_none())
+}
+
+/// Writes down what an index in the registry tells of a layer, if there is one, and it is to be believed.
+/// Whatever is wrong with it is said in the log: the layer is read then as if there were none.
+fn from_registry(
+    lazy: &Lazy,
+    image: &image::Image,
+    layer: &image::Layer,
+    below: Option<&Image>,
+    dir: &Path,
+) -> Option<Attr> {
+    if !lazy.trusts_indexes_of(&image.reference) {
+        return None;
+    }
+    let taken = published::find(&lazy.registry, image, layer).and_then(|part| {
+        let Some(part) = part else { return Ok(None) };
+        let (registry, limits) = (&lazy.registry, &lazy.limits);
+        let (root, implied) = published::take(registry, image, layer, &part, dir, limits)?;
+        check_implied(&implied, below)?;
+        Ok(Some(root))
+    });
+    taken.unwrap_or_else(|error| {
+        tracing::info!(
+            image = image.reference.whole(), layer = %layer.digest, %error,
+            "an index in the registry is not used"
+        );
+        None
+    })
 }
 
 /// Where a table of contents is.
@@ -142,7 +184,7 @@ fn zstd_chunked_toc(
 
 /// How an ordinary blob is compressed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Packing {
+pub(super) enum Packing {
     Gzip,
     Zstd,
     Tar,
@@ -150,7 +192,7 @@ enum Packing {
 
 impl Packing {
     /// By its media type (OCI image specification, layer.md; docker's for the same).
-    fn of(media_type: &str) -> Option<Packing> {
+    pub(super) fn of(media_type: &str) -> Option<Packing> {
         match media_type {
             "application/vnd.oci.image.layer.v1.tar+gzip"
             | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
@@ -220,7 +262,7 @@ fn repack(
     Ok(contents)
 }
 
-fn check_digest(what: &'static str, found: Digest, wanted: Digest) -> Result<(), Flaw> {
+pub(super) fn check_digest(what: &'static str, found: Digest, wanted: Digest) -> Result<(), Flaw> {
     if found == wanted {
         return Ok(());
     }
@@ -273,12 +315,12 @@ impl<F: FnMut(&[u8]) -> io::Result<()>> Read for Shown<F> {
 
 /// A directory that the blob has files in, but no entry for, is what the layers below have there: its
 /// attributes, or a symlink that unpacking follows. Serving the blob would make it a new one.
-fn check_implied(contents: &Contents, below: Option<&Image>) -> Result<(), LazyError> {
+fn check_implied(implied: &[PathBuf], below: Option<&Image>) -> Result<(), LazyError> {
     let Some(below) = below else {
         return Ok(());
     };
-    for path in contents.implied() {
-        if below.has(&path)? {
+    for path in implied {
+        if below.has(path)? {
             return Err(LazyError::Unfit(format!(
                 "it has files in {}, but no entry for it",
                 path.display()

@@ -21,8 +21,10 @@ mod labels;
 mod make;
 mod pieces;
 pub mod profile;
+pub mod published;
 mod record;
 mod recorder;
+pub mod share;
 mod source;
 pub mod status;
 
@@ -37,9 +39,11 @@ use lamina_fusefs::blob::{self, Cache, Digest, Files, Flights, Limits};
 use lamina_fusefs::image::Image;
 use lamina_fusefs::index::{BlobLayer, LayerData};
 use lamina_fusefs::types::{Attr, Ino};
+use oci_spec::distribution::Reference;
 use parking_lot::Mutex;
 
 pub(crate) use self::labels::{SNAPSHOT_REF, Wanted};
+use self::profile::Profiles;
 use self::record::{Format, Record};
 use self::recorder::{Recorder, Recorders, Watched};
 use self::source::BlobSource;
@@ -118,6 +122,15 @@ impl LayerData for Unread {
     }
 }
 
+/// Whether a repository is one that a pattern means: itself, or those that begin as what stands before
+/// `*`.
+fn matches(pattern: &str, repository: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => repository.starts_with(beginning),
+        None => repository == pattern,
+    }
+}
+
 /// The repository of the image that a layer was pulled as.
 fn repository_of(record: &Record) -> Option<String> {
     let reference = image::parse(&record.reference).ok()?;
@@ -163,8 +176,7 @@ impl Lazy {
             flights: Arc::default(),
             limits: Limits::default(),
             opened: Chains::new(),
-            recorders: limits_of_cache
-                .profiles
+            recorders: (limits_of_cache.profiles != Profiles::Off)
                 .then(|| Recorders::new(layout.profiles())),
             limits_of_cache,
             orders: Arc::default(),
@@ -235,21 +247,69 @@ impl Lazy {
         let recorders = self.recorders.as_ref()?;
         let mut records = chain.iter().map(|id| layout.blob_record(*id));
         let record = Record::read(&records.find(|record| record.exists())?).ok()?;
-        Some(recorders.of(&repository_of(&record)?))
+        Some(recorders.of(&repository_of(&record)?, &record.reference))
     }
 
     /// The files of an image to fetch before anybody asks for them; none, if nothing is known of it.
     fn wanted_first(&self, record: &Record) -> Vec<Digest> {
-        let recorders = self.recorders.as_ref();
-        let known = recorders.zip(repository_of(record));
-        known.map_or_else(Vec::new, |(recorders, name)| recorders.wanted(&name))
+        let Some((recorders, name)) = self.recorders.as_ref().zip(repository_of(record)) else {
+            return Vec::new();
+        };
+        let wanted = recorders.wanted(&name);
+        if !wanted.is_empty() || self.limits_of_cache.profiles != Profiles::Shared {
+            return wanted;
+        }
+        match self.learn(recorders, &record.reference) {
+            Ok(()) => recorders.wanted(&name),
+            Err(error) => {
+                tracing::info!(%error, image = record.reference, "no profile comes from the registry");
+                Vec::new()
+            }
+        }
     }
 
-    /// Writes down what was recorded; `all`: recordings that are under way, too.
-    fn keep_profiles(&self, all: bool) {
-        if let Some(recorders) = &self.recorders {
-            recorders.keep(all);
+    /// Looks for a profile beside an image.
+    fn learn(&self, recorders: &Recorders, reference: &str) -> Result<(), LazyError> {
+        let image = self.images.get(&self.registry, reference)?;
+        if let Some(profile) = share::pull(&self.registry, &image)? {
+            recorders.learn(&profile)?;
         }
+        Ok(())
+    }
+
+    /// Writes down what was recorded, and shares it where that is wished for. `is_last`: recordings that
+    /// are under way are written down too, and nothing is shared.
+    fn keep_profiles(&self, is_last: bool) {
+        let Some(recorders) = &self.recorders else {
+            return;
+        };
+        let kept = recorders.keep(is_last);
+        if is_last || kept.is_empty() || self.limits_of_cache.profiles != Profiles::Shared {
+            return;
+        }
+        let registry = Arc::clone(&self.registry);
+        let share = move || {
+            for (profile, name) in kept {
+                match share::push_first(&registry, &name, &profile) {
+                    Ok(true) => tracing::info!(image = name, "put a profile into the registry"),
+                    Ok(false) => {}
+                    Err(error) => tracing::info!(%error, image = name, "a profile is not shared"),
+                }
+            }
+        };
+        let started = thread::Builder::new()
+            .name("lamina-share".to_owned())
+            .spawn(share);
+        if let Err(error) = started {
+            tracing::debug!(%error, "profiles are not shared");
+        }
+    }
+
+    /// Whether an index that lies beside an image is believed.
+    fn trusts_indexes_of(&self, image: &Reference) -> bool {
+        let repository = profile::repository_of(image);
+        let mut trusted = self.limits_of_cache.trusted_indexes.iter();
+        trusted.any(|pattern| matches(pattern, &repository))
     }
 
     /// Puts the cache on disk. From then on nothing is added to it.
@@ -277,6 +337,29 @@ impl Lazy {
         self.opened.forget(id);
         if layout.blob_record(id).exists() {
             self.orders.removed(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_means_a_repository_or_those_that_begin_so() {
+        for (pattern, repository, expected) in [
+            ("r.example/team/app", "r.example/team/app", true),
+            ("r.example/team/app", "r.example/team/apple", false),
+            ("r.example/team/*", "r.example/team/app", true),
+            ("r.example/team/*", "r.example/other/app", false),
+            ("r.example/*", "r.example.evil/app", false),
+            ("*", "r.example/app", true),
+        ] {
+            assert_eq!(
+                matches(pattern, repository),
+                expected,
+                "{pattern} {repository}"
+            );
         }
     }
 }

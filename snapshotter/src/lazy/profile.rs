@@ -19,11 +19,24 @@ use serde::{Deserialize, Serialize};
 /// The version of the file.
 const VERSION: u32 = 1;
 /// The most bytes of a profile that is read.
-const MOST: u64 = 4 << 20;
+pub(super) const MOST: u64 = 4 << 20;
 /// The most files of a profile.
 pub(super) const FILES: usize = 4096;
 /// So many runs are remembered; then each counts half.
 const RUNS: u32 = 16;
+
+/// What is done about profiles.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profiles {
+    /// Nothing.
+    Off,
+    /// They are recorded, and used on this host.
+    #[default]
+    Local,
+    /// They come from the registry too, and go there.
+    Shared,
+}
 
 /// What is opened first.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -40,6 +40,8 @@ pub(super) struct Recorder {
     /// Whether a recording is under way: what every open looks at.
     is_on: AtomicBool,
     recording: Mutex<Option<Recording>>,
+    /// The image that was used last, by its name.
+    image: Mutex<String>,
 }
 
 #[derive(Debug)]
@@ -59,10 +61,20 @@ impl Recorders {
         }
     }
 
-    /// The one of a repository.
-    pub(super) fn of(&self, repository: &str) -> Arc<Recorder> {
+    /// The one of a repository, which the image with this name is in.
+    pub(super) fn of(&self, repository: &str, image: &str) -> Arc<Recorder> {
         let mut all = self.all.lock();
-        Arc::clone(all.entry(repository.to_owned()).or_default())
+        let recorder = Arc::clone(all.entry(repository.to_owned()).or_default());
+        image.clone_into(&mut recorder.image.lock());
+        recorder
+    }
+
+    /// Adds what others have seen of a repository.
+    pub(super) fn learn(&self, profile: &Profile) -> Result<()> {
+        let known = profile::read(&self.dir, &profile.repository)?;
+        let mut known = known.unwrap_or_else(|| Profile::new(&profile.repository));
+        known.merge(profile);
+        profile::write(&self.dir, &known)
     }
 
     /// The files to fetch first of a repository's images; none, if nothing is known of it.
@@ -77,8 +89,8 @@ impl Recorders {
     }
 
     /// Writes down recordings that have ended; `all`: those that are under way, too. Answers the
-    /// profiles that changed.
-    pub(super) fn keep(&self, all: bool) -> Vec<Profile> {
+    /// profiles that changed, with the names of the images.
+    pub(super) fn keep(&self, all: bool) -> Vec<(Profile, String)> {
         let recorders: Vec<_> = {
             let mut known = self.all.lock();
             let recorders = known
@@ -91,12 +103,12 @@ impl Recorders {
         };
         let ended = recorders
             .into_iter()
-            .filter_map(|(repository, recorder)| Some((repository, recorder.ended(all)?)));
-        let written = ended.filter_map(|(repository, opened)| {
+            .filter_map(|(name, recorder)| Some((name, recorder.ended(all)?, recorder)));
+        let written = ended.filter_map(|(repository, opened, recorder)| {
             let written = self.merge(&repository, &opened);
-            written
-                .inspect_err(|error| tracing::warn!(%error, repository, "a profile is not kept"))
-                .ok()
+            let written = written
+                .inspect_err(|error| tracing::warn!(%error, repository, "a profile is not kept"));
+            Some((written.ok()?, recorder.image.lock().clone()))
         });
         written.collect()
     }
@@ -212,7 +224,7 @@ mod tests {
     fn what_is_opened_while_a_container_starts_is_in_the_profile() {
         let dir = tempfile::tempdir().unwrap();
         let recorders = Recorders::new(dir.path().to_owned());
-        let recorder = recorders.of("r/i");
+        let recorder = recorders.of("r/i", "r/i:t");
         let open = |name: &str| recorder.opened(|| Some((digest(name), 7)));
         open("before");
         recorder.begin();

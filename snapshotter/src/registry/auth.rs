@@ -11,23 +11,32 @@ use ureq::Agent;
 
 use super::credentials::Login;
 use super::http::left;
-use super::{Ask, RegistryError};
+use super::{Access, RegistryError, Scope};
 
 /// The most bytes of a token.
 const MOST: u64 = 1 << 20;
 /// So many tokens are kept; beyond that all are asked for again.
 const TOKENS: usize = 1000;
 
-/// `Authorization` headers that were good, by endpoint and repository.
+/// What a token is good for.
+#[derive(Debug, Eq, Hash, PartialEq)]
+pub(super) struct Key {
+    /// The endpoint.
+    pub(super) base: String,
+    pub(super) repository: String,
+    pub(super) access: Access,
+}
+
+/// `Authorization` headers that were good.
 #[derive(Debug, Default)]
-pub(super) struct Tokens(Mutex<HashMap<(String, String), String>>);
+pub(super) struct Tokens(Mutex<HashMap<Key, String>>);
 
 impl Tokens {
-    pub(super) fn get(&self, key: &(String, String)) -> Option<String> {
+    pub(super) fn get(&self, key: &Key) -> Option<String> {
         self.0.lock().get(key).cloned()
     }
 
-    pub(super) fn keep(&self, key: (String, String), header: String) {
+    pub(super) fn keep(&self, key: Key, header: String) {
         let mut tokens = self.0.lock();
         if tokens.len() >= TOKENS {
             tokens.clear();
@@ -41,12 +50,12 @@ pub(super) fn answer(
     agent: &Agent,
     challenges: &[String],
     login: Option<&Login>,
-    ask: &Ask<'_>,
+    scope: Scope<'_>,
     deadline: Instant,
 ) -> Result<Option<String>, RegistryError> {
     for challenge in challenges.iter().filter_map(|text| Challenge::parse(text)) {
         match challenge.scheme.as_str() {
-            "bearer" => return token(agent, &challenge, login, ask, deadline).map(Some),
+            "bearer" => return token(agent, &challenge, login, scope, deadline).map(Some),
             "basic" => {
                 if let Some(Login::Password { user, password }) = login {
                     return Ok(Some(basic(user, password)));
@@ -73,12 +82,16 @@ fn token(
     agent: &Agent,
     challenge: &Challenge,
     login: Option<&Login>,
-    ask: &Ask<'_>,
+    wanted: Scope<'_>,
     deadline: Instant,
 ) -> Result<String, RegistryError> {
     let realm = challenge.parameter("realm").unwrap_or_default();
-    let scope = format!("repository:{}:pull", ask.repository);
-    let scope = challenge.parameter("scope").unwrap_or(&scope);
+    let actions = wanted.access.actions();
+    let scope = format!("repository:{}:{actions}", wanted.repository);
+    // The answer to a look at what is to be written asks for less than writing takes.
+    let asked = challenge.parameter("scope");
+    let asked = asked.filter(|asked| wanted.access == Access::Pull || asked.contains("push"));
+    let scope = asked.unwrap_or(&scope);
     let unreachable = |error: ureq::Error| RegistryError::Unreachable {
         url: realm.to_owned(),
         reason: error.to_string(),

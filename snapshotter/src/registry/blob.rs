@@ -7,7 +7,7 @@ use std::sync::Arc;
 use lamina_fusefs::blob::{Digest, Source};
 use oci_spec::distribution::Reference;
 
-use super::{Ask, Registry, RegistryError};
+use super::{Access, Ask, Registry, RegistryError};
 
 /// One blob.
 #[derive(Clone, Debug)]
@@ -44,28 +44,42 @@ impl RemoteBlob {
 
     /// Reads a part, all of it.
     pub fn part(&self, range: Range<u64>) -> Result<Vec<u8>, RegistryError> {
+        self.registry
+            .part(&self.reference, self.digest, self.size, range)
+    }
+}
+
+impl Registry {
+    /// Reads a part of a blob of `size` bytes, all of the part.
+    pub(super) fn part(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+        size: u64,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, RegistryError> {
         if range.is_empty() {
             return Ok(Vec::new());
         }
         let length = range.end - range.start;
-        let answer = self.registry.ask(&Ask {
-            registry: self.reference.registry(),
-            repository: self.reference.repository(),
-            path: format!("blobs/{}", self.digest),
+        let answer = self.ask(&Ask {
+            registry: reference.registry(),
+            repository: reference.repository(),
+            path: format!("blobs/{digest}"),
             accept: "*/*",
             part: Some(range.clone()),
             most: length.saturating_add(1),
+            access: Access::Pull,
         })?;
         let wrong = |what: String| RegistryError::Answer {
             url: answer.url.clone(),
             what,
         };
         match answer.range {
-            Some((found, size)) if found == range && size == self.size => {}
+            Some((found, whole)) if found == range && whole == size => {}
             found => {
                 return Err(wrong(format!(
-                    "bytes {range:?} of {} were asked for, and it answers with {found:?}",
-                    self.size
+                    "bytes {range:?} of {size} were asked for, and it answers with {found:?}"
                 )));
             }
         }

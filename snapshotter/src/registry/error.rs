@@ -16,7 +16,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// There is nobody to ask.
-    #[error("registry {registry}: hosts.toml names no host that may be pulled from")]
+    #[error("registry {registry}: hosts.toml names no host for this")]
     NoEndpoint {
         /// The registry.
         registry: String,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::RegistryError;
+use super::{Access, RegistryError};
 
 /// The directory of all `hosts.toml` files.
 #[derive(Debug)]
@@ -76,7 +76,11 @@ impl Hosts {
     }
 
     /// The endpoints of a registry, in the order in which they are to be asked.
-    pub(super) fn endpoints(&self, registry: &str) -> Result<Vec<Endpoint>, RegistryError> {
+    pub(super) fn endpoints(
+        &self,
+        registry: &str,
+        access: Access,
+    ) -> Result<Vec<Endpoint>, RegistryError> {
         // A registry's name chooses a directory, and comes from outside.
         if registry.contains(['/', '\0']) || registry.starts_with('.') {
             return Err(RegistryError::NoEndpoint {
@@ -88,7 +92,7 @@ impl Hosts {
             let path = dir.join("hosts.toml");
             match fs::read_to_string(&path) {
                 Ok(text) => {
-                    return parse(&text, &dir, registry)
+                    return parse(&text, &dir, registry, access)
                         .map_err(|reason| RegistryError::Config { path, reason });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -109,7 +113,7 @@ impl Hosts {
     }
 }
 
-fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, String> {
+fn parse(text: &str, dir: &Path, registry: &str, access: Access) -> Result<Vec<Endpoint>, String> {
     let table: toml::Table = toml::from_str(text).map_err(|error| error.to_string())?;
     let config = |value: &toml::Value| -> Result<HostConfig, String> {
         value
@@ -121,7 +125,7 @@ fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, String
     let hosts = table.get("host").and_then(toml::Value::as_table);
     for (url, value) in hosts.into_iter().flatten() {
         let config = config(value)?;
-        if may_pull(&config) {
+        if may(&config, access) {
             endpoints.push(Endpoint::of(url, &config, dir, true));
         }
     }
@@ -130,16 +134,21 @@ fn parse(text: &str, dir: &Path, registry: &str) -> Result<Vec<Endpoint>, String
         Some(server) => server.as_str().ok_or("`server` is no text")?.to_owned(),
     };
     let own = config(&toml::Value::Table(table))?;
-    if may_pull(&own) {
+    if may(&own, access) {
         let is_mirror = server != own_url(registry);
         endpoints.push(Endpoint::of(&server, &own, dir, is_mirror));
     }
     Ok(endpoints)
 }
 
-fn may_pull(config: &HostConfig) -> bool {
+/// Whether a host is for this. As for containerd, one of which nothing is said is for everything.
+fn may(config: &HostConfig, access: Access) -> bool {
+    let needed = match access {
+        Access::Pull => "pull",
+        Access::Push => "push",
+    };
     let capabilities = config.capabilities.as_ref();
-    capabilities.is_none_or(|all| all.iter().any(|one| one == "pull"))
+    capabilities.is_none_or(|all| all.iter().any(|one| one == needed))
 }
 
 /// Where a registry is by itself. One on this host needs no TLS, as for containerd.
@@ -185,10 +194,10 @@ impl Endpoint {
 
     /// The URL of something in a repository. A mirror is told whose it is, as containerd does.
     pub(super) fn url(&self, registry: &str, repository: &str, path: &str) -> String {
-        let namespace = if self.is_mirror {
-            format!("?ns={registry}")
-        } else {
-            String::new()
+        let namespace = match (self.is_mirror, path.contains('?')) {
+            (false, _) => String::new(),
+            (true, false) => format!("?ns={registry}"),
+            (true, true) => format!("&ns={registry}"),
         };
         format!("{}/{repository}/{path}{namespace}", self.base)
     }
@@ -225,7 +234,7 @@ mod tests {
             ("localhost:5000", "http://localhost:5000/v2"),
             ("[::1]:5000", "http://[::1]:5000/v2"),
         ] {
-            let endpoints = hosts.endpoints(registry).expect("endpoints");
+            let endpoints = hosts.endpoints(registry, Access::Pull).expect("endpoints");
             assert_eq!(bases(&endpoints), [base]);
             assert_eq!(
                 endpoints[0].url(registry, "a/b", "blobs/x"),
@@ -233,7 +242,7 @@ mod tests {
             );
         }
         for bad in ["..", "a/b", "../../etc"] {
-            hosts.endpoints(bad).expect_err(bad);
+            hosts.endpoints(bad, Access::Pull).expect_err(bad);
         }
     }
 
@@ -256,7 +265,9 @@ mod tests {
         "#;
         fs::write(dir.path().join("docker.io/hosts.toml"), text).expect("write");
         let hosts = Hosts::new(dir.path().to_owned());
-        let endpoints = hosts.endpoints("docker.io").expect("endpoints");
+        let endpoints = hosts
+            .endpoints("docker.io", Access::Pull)
+            .expect("endpoints");
         assert_eq!(
             bases(&endpoints),
             [
@@ -273,8 +284,19 @@ mod tests {
             "http://a.example:5000/path/library/x/manifests/1?ns=docker.io"
         );
         assert_eq!(endpoints[1].credentials_of("docker.io"), "a.example:5000");
+        let pushed = hosts
+            .endpoints("docker.io", Access::Push)
+            .expect("endpoints");
+        assert_eq!(
+            bases(&pushed),
+            [
+                "http://a.example:5000/path",
+                "https://push.example/v2",
+                "https://docker.io/v2"
+            ]
+        );
         fs::write(dir.path().join("docker.io/hosts.toml"), "server = 1").expect("write");
-        let error = hosts.endpoints("docker.io").expect_err("bad");
+        let error = hosts.endpoints("docker.io", Access::Pull).expect_err("bad");
         assert!(
             error.to_string().contains("hosts.toml: `server`"),
             "{error}"

@@ -1,12 +1,14 @@
 //! One request.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Seek as _;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use ureq::Agent;
-use ureq::http::{HeaderMap, Response};
+use ureq::http::{HeaderMap, Request, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::hosts::{Endpoint, Tls};
@@ -20,6 +22,9 @@ const SILENCE: Duration = Duration::from_secs(15);
 const IDLE: usize = 16;
 /// How often a registry may send somewhere else.
 const REDIRECTS: u32 = 5;
+
+/// The most bytes that are read of why something is refused.
+const REASON: u64 = 4 << 10;
 
 /// What came back.
 #[derive(Debug)]
@@ -128,6 +133,108 @@ pub(crate) fn get(
     Ok(Answer { bytes, range, url })
 }
 
+/// What a request carries.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'b> {
+    /// Bytes, or none.
+    Bytes(&'b [u8]),
+    /// A file, from its beginning to its end.
+    File(&'b File),
+}
+
+/// A request that writes something, or looks whether it is there.
+#[derive(Clone, Debug)]
+pub(super) struct Write<'b> {
+    pub(super) method: &'static str,
+    /// Where to: of the endpoint, or where that has sent us.
+    pub(super) url: String,
+    pub(super) content_type: Option<&'b str>,
+    pub(super) body: Body<'b>,
+    /// The status that says that it is done.
+    pub(super) expected: u16,
+}
+
+/// Makes a request that writes, and answers the headers of what came back.
+pub(super) fn write(
+    agent: &Agent,
+    endpoint: &Endpoint,
+    write: &Write<'_>,
+    login: Option<&str>,
+    deadline: Instant,
+) -> Result<HeaderMap, RegistryError> {
+    let unreachable = |reason: String| RegistryError::Unreachable {
+        url: without_query(&write.url).to_owned(),
+        reason,
+    };
+    let mut request = Request::builder().method(write.method).uri(&write.url);
+    // Where an upload goes on may be somebody else's.
+    if origin(&write.url) == origin(&endpoint.base) {
+        if let Some(login) = login {
+            request = request.header("Authorization", login);
+        }
+        for (name, value) in &endpoint.headers {
+            request = request.header(name, value);
+        }
+    }
+    if let Some(content_type) = write.content_type {
+        request = request.header("Content-Type", content_type);
+    }
+    let called = match (write.method, write.body) {
+        ("HEAD", _) => call(agent, request.body(()), deadline),
+        (_, Body::Bytes(bytes)) => call(agent, request.body(bytes), deadline),
+        (_, Body::File(mut file)) => {
+            file.rewind()
+                .map_err(|error| unreachable(error.to_string()))?;
+            call(agent, request.body(file), deadline)
+        }
+    };
+    let mut response = called.map_err(|error| unreachable(error.to_string()))?;
+    let status = response.status().as_u16();
+    if status == write.expected {
+        return Ok(response.headers().clone());
+    }
+    let failed = failure(&response, without_query(&write.url));
+    match failed {
+        RegistryError::Status { url, status } if status < 500 => {
+            let body = response.body_mut().with_config().limit(REASON);
+            let reason = body.read_to_string().unwrap_or_default();
+            Err(RegistryError::Answer {
+                url,
+                what: format!(
+                    "it refuses (HTTP {status}): {}",
+                    reason.trim().escape_debug()
+                ),
+            })
+        }
+        other => Err(other),
+    }
+}
+
+fn call<B: ureq::AsSendBody>(
+    agent: &Agent,
+    request: Result<Request<B>, ureq::http::Error>,
+    deadline: Instant,
+) -> Result<Response<ureq::Body>, ureq::Error> {
+    let request = agent.configure_request(request?);
+    let request = request.timeout_global(Some(left(deadline))).build();
+    agent.run(request)
+}
+
+/// Scheme and host of a URL.
+pub(super) fn origin(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    let end = url
+        .get(host..)
+        .and_then(|rest| rest.find(['/', '?', '#']))
+        .map_or(url.len(), |at| host + at);
+    url.get(..end).unwrap_or(url)
+}
+
+/// What follows a question mark may be a signature, and is nobody's business.
+fn without_query(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
+}
+
 /// The time that is left; never none at all.
 pub(super) fn left(deadline: Instant) -> Duration {
     let left = deadline.saturating_duration_since(Instant::now());
@@ -135,12 +242,21 @@ pub(super) fn left(deadline: Instant) -> Duration {
 }
 
 fn check<B>(response: &Response<B>, url: &str, in_part: bool) -> Result<(), RegistryError> {
+    match response.status().as_u16() {
+        206 if in_part => Ok(()),
+        200 if in_part => Err(RegistryError::NoRange {
+            url: url.to_owned(),
+        }),
+        200 => Ok(()),
+        _ => Err(failure(response, url)),
+    }
+}
+
+/// What a status means that is not the one of success.
+fn failure<B>(response: &Response<B>, url: &str) -> RegistryError {
     let url = url.to_owned();
     let status = response.status().as_u16();
-    Err(match status {
-        206 if in_part => return Ok(()),
-        200 if in_part => RegistryError::NoRange { url },
-        200 => return Ok(()),
+    match status {
         401 => RegistryError::Challenged {
             url,
             challenges: texts(response.headers(), "www-authenticate"),
@@ -155,7 +271,7 @@ fn check<B>(response: &Response<B>, url: &str, in_part: bool) -> Result<(), Regi
                 .and_then(|text| retry_after(text)),
         },
         status => RegistryError::Status { url, status },
-    })
+    }
 }
 
 fn texts(headers: &HeaderMap, name: &str) -> Vec<String> {
@@ -203,6 +319,21 @@ mod tests {
             "",
         ] {
             assert_eq!(range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_origin_of_a_url_is_its_scheme_and_host() {
+        for (url, expected) in [
+            ("https://r.example/v2/a?b=c", "https://r.example"),
+            ("http://r.example:5000", "http://r.example:5000"),
+            ("https://r.example?a=/b", "https://r.example"),
+            (
+                "https://r.example@evil.example/",
+                "https://r.example@evil.example",
+            ),
+        ] {
+            assert_eq!(origin(url), expected);
         }
     }
 

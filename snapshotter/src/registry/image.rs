@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 
 use lamina_fusefs::blob::Digest;
 use oci_spec::distribution::Reference;
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Platform};
+use oci_spec::image::{
+    Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Platform,
+};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-use super::{Ask, Registry, RegistryError};
+use super::{Access, Ask, Registry, RegistryError};
 
 /// The most bytes of a manifest, an index or a configuration (the specification asks registries
 /// for 4 MiB at least).
-const MOST: u64 = 4 << 20;
+pub(super) const MOST: u64 = 4 << 20;
 /// How long what a name means is taken for true: long enough for all layers of one pull.
 const FRESH: Duration = Duration::from_mins(1);
 /// So many images are remembered.
@@ -31,6 +33,8 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
 pub struct Image {
     /// Where it is.
     pub reference: Reference,
+    /// Its manifest: what an artifact beside it refers to.
+    pub manifest: Descriptor,
     /// Its layers, the lowest first.
     pub layers: Vec<Layer>,
 }
@@ -94,11 +98,14 @@ impl Registry {
     pub fn image(&self, name: &str) -> Result<Image, RegistryError> {
         let reference = parse(name)?;
         let target = reference.digest().or(reference.tag()).unwrap_or("latest");
-        let mut manifest = self.manifest(&reference, target)?;
+        let (mut manifest, mut size_and_digest) = self.manifest(&reference, target)?;
         // An index may lead to another one, but not for ever.
         for _ in 0..3 {
             match manifest {
-                Manifest::Image(manifest) => return self.image_of(reference, &manifest),
+                Manifest::Image(manifest) => {
+                    let (size, digest) = size_and_digest;
+                    return self.image_of(reference, &manifest, size, digest);
+                }
                 Manifest::Index(index) => {
                     let ours = index
                         .manifests()
@@ -109,7 +116,7 @@ impl Registry {
                         what: "the image is not there for this platform".to_owned(),
                     })?;
                     let digest = ours.digest().to_string();
-                    manifest = self.manifest(&reference, &digest)?;
+                    (manifest, size_and_digest) = self.manifest(&reference, &digest)?;
                 }
             }
         }
@@ -123,13 +130,15 @@ impl Registry {
         &self,
         reference: Reference,
         manifest: &ImageManifest,
+        size: u64,
+        digest: Digest,
     ) -> Result<Image, RegistryError> {
         let wrong = |what: String| RegistryError::Answer {
             url: reference.whole(),
             what,
         };
-        let digest = digest_of(manifest.config()).map_err(wrong)?;
-        let config = self.get(&reference, format!("blobs/{digest}"), "*/*", Some(digest))?;
+        let config = digest_of(manifest.config()).map_err(wrong)?;
+        let config = self.get(&reference, format!("blobs/{config}"), "*/*", Some(config))?;
         let config: ImageConfiguration = serde_json::from_slice(&config)
             .map_err(|error| wrong(format!("its configuration: {error}")))?;
         let diff_ids = config.rootfs().diff_ids();
@@ -153,21 +162,45 @@ impl Registry {
                 chain_id,
             });
         }
-        Ok(Image { reference, layers })
-    }
-
-    fn manifest(&self, reference: &Reference, target: &str) -> Result<Manifest, RegistryError> {
-        let digest = Digest::parse(target);
-        let bytes = self.get(reference, format!("manifests/{target}"), MANIFESTS, digest)?;
-        serde_json::from_slice(&bytes).map_err(|_| RegistryError::Answer {
-            url: reference.whole(),
-            what: "it leads to no manifest of an image".to_owned(),
+        let media_type = manifest.media_type().clone();
+        let media_type = media_type.unwrap_or(MediaType::ImageManifest);
+        Ok(Image {
+            manifest: descriptor(media_type, size, digest).map_err(wrong)?,
+            reference,
+            layers,
         })
     }
 
-    /// A small thing, which is held against its digest.
-    fn get(
+    /// What a tag or a digest leads to, and its size and digest.
+    fn manifest(
         &self,
+        reference: &Reference,
+        target: &str,
+    ) -> Result<(Manifest, (u64, Digest)), RegistryError> {
+        let digest = Digest::parse(target);
+        let bytes = self.get(reference, format!("manifests/{target}"), MANIFESTS, digest)?;
+        let manifest = serde_json::from_slice(&bytes).map_err(|_| RegistryError::Answer {
+            url: reference.whole(),
+            what: "it leads to no manifest of an image".to_owned(),
+        })?;
+        Ok((manifest, (bytes.len() as u64, Digest::of(&bytes))))
+    }
+
+    /// A small thing, which is held against its digest.
+    pub(super) fn get(
+        &self,
+        reference: &Reference,
+        path: String,
+        accept: &str,
+        digest: Option<Digest>,
+    ) -> Result<Vec<u8>, RegistryError> {
+        self.get_for(Access::Pull, reference, path, accept, digest)
+    }
+
+    /// The same, from where it would be written to.
+    pub(super) fn get_for(
+        &self,
+        access: Access,
         reference: &Reference,
         path: String,
         accept: &str,
@@ -180,6 +213,7 @@ impl Registry {
             accept,
             part: None,
             most: MOST,
+            access,
         })?;
         match digest {
             Some(wanted) if Digest::of(&answer.bytes) != wanted => Err(RegistryError::Answer {
@@ -204,7 +238,19 @@ fn chain_id(below: &str, diff_id: &str) -> String {
     Digest::of(format!("{below} {diff_id}").as_bytes()).to_string()
 }
 
-fn digest_of(descriptor: &Descriptor) -> Result<Digest, String> {
+/// A descriptor of something with this digest.
+pub(super) fn descriptor(
+    media_type: MediaType,
+    size: u64,
+    digest: Digest,
+) -> Result<Descriptor, String> {
+    let digest = oci_spec::image::Digest::from_str(&digest.to_string());
+    let digest = digest.map_err(|error| error.to_string())?;
+    Ok(Descriptor::new(media_type, size, digest))
+}
+
+/// The digest that a descriptor has.
+pub(crate) fn digest_of(descriptor: &Descriptor) -> Result<Digest, String> {
     let text = descriptor.digest().to_string();
     Digest::parse(&text).ok_or_else(|| format!("digest {text}: only sha256 is known"))
 }

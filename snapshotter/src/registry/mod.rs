@@ -1,4 +1,4 @@
-//! Registries (OCI distribution specification), as far as bytes are read from them.
+//! Registries (OCI distribution specification): reading images, and putting something beside them.
 //!
 //! - [`hosts`] says where the bytes of a registry are to be had: at its mirrors first, as
 //!   containerd's `hosts.toml` tells, then at the registry itself.
@@ -7,9 +7,12 @@
 //! - `http` makes one request, and says in one of a few words what came of it.
 //! - [`Registry`] asks until somebody answers, or patience is at its end.
 //! - [`image`] reads manifests and configurations, [`blob`] ranges of a blob.
+//! - [`push`] writes blobs and manifests.
+//! - [`artifact`] finds what refers to an image, and adds to it.
 //!
 //! Everything here waits, so whoever calls it does so on a thread that may.
 
+pub mod artifact;
 mod auth;
 pub mod blob;
 pub mod credentials;
@@ -17,6 +20,7 @@ mod error;
 pub mod hosts;
 mod http;
 pub mod image;
+pub mod push;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,6 +29,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use ureq::Agent;
 
 pub use error::RegistryError;
 
@@ -61,6 +66,33 @@ impl Default for Options {
     }
 }
 
+/// What somebody wants to do in a repository.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Access {
+    /// Read.
+    Pull,
+    /// Write, and read what was written.
+    Push,
+}
+
+impl Access {
+    /// The actions that a token has to be good for.
+    fn actions(self) -> &'static str {
+        match self {
+            Access::Pull => "pull",
+            Access::Push => "pull,push",
+        }
+    }
+}
+
+/// A repository, and what somebody wants to do in it.
+#[derive(Clone, Copy, Debug)]
+struct Scope<'a> {
+    registry: &'a str,
+    repository: &'a str,
+    access: Access,
+}
+
 /// What is asked of a registry.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask<'a> {
@@ -68,7 +100,7 @@ pub(crate) struct Ask<'a> {
     pub(crate) registry: &'a str,
     /// The repository in it.
     pub(crate) repository: &'a str,
-    /// What of that: `manifests/…` or `blobs/…`.
+    /// What of that: `manifests/…`, `blobs/…` or `referrers/…`.
     pub(crate) path: String,
     /// Media types that are understood.
     pub(crate) accept: &'a str,
@@ -76,6 +108,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) part: Option<Range<u64>>,
     /// The most bytes that are read of an answer.
     pub(crate) most: u64,
+    /// Whether where it is read from has to be where it would be written to.
+    pub(crate) access: Access,
 }
 
 /// All registries.
@@ -106,11 +140,21 @@ impl Registry {
     /// Asks all endpoints of a registry in turn, and again while the failure may pass and there is
     /// time.
     pub(crate) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, RegistryError> {
-        let deadline = Instant::now() + self.patience;
-        let endpoints = self.hosts.endpoints(ask.registry)?;
+        let endpoints = self.hosts.endpoints(ask.registry, ask.access)?;
+        Registry::patiently(self.patience, |deadline| {
+            self.ask_each(&endpoints, ask, deadline)
+        })
+    }
+
+    /// Tries something, and again while the failure may pass and there is time.
+    fn patiently<T>(
+        patience: Duration,
+        mut attempt: impl FnMut(Instant) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let deadline = Instant::now() + patience;
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match self.ask_each(&endpoints, ask, deadline) {
+            let error = match attempt(deadline) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -140,7 +184,10 @@ impl Registry {
             match self.ask_one(endpoint, ask, deadline) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
-                    if endpoints.len() > 1 {
+                    // That a mirror has no such manifest says nothing of the blobs that it has.
+                    let is_absent = matches!(error, RegistryError::NotFound { .. })
+                        && !ask.path.starts_with("blobs/");
+                    if endpoints.len() > 1 && !is_absent {
                         tracing::debug!(%error, "a mirror has not answered");
                         let until = Instant::now() + REST;
                         self.resting.lock().insert(endpoint.base.clone(), until);
@@ -166,24 +213,47 @@ impl Registry {
             .is_some_and(|until| *until > Instant::now())
     }
 
-    /// Asks one endpoint, and answers its challenge once.
     fn ask_one(
         &self,
         endpoint: &Endpoint,
         ask: &Ask<'_>,
         deadline: Instant,
     ) -> Result<Answer, RegistryError> {
+        let scope = Scope {
+            registry: ask.registry,
+            repository: ask.repository,
+            access: ask.access,
+        };
+        self.logged_in(endpoint, scope, deadline, |agent, login| {
+            http::get(agent, endpoint, ask, login, deadline)
+        })
+    }
+
+    /// Makes a request to an endpoint, and answers its challenge once.
+    fn logged_in<T>(
+        &self,
+        endpoint: &Endpoint,
+        scope: Scope<'_>,
+        deadline: Instant,
+        mut request: impl FnMut(&Agent, Option<&str>) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
         let agent = self.agents.of(endpoint)?;
-        let key = (endpoint.base.clone(), ask.repository.to_owned());
+        let key = auth::Key {
+            base: endpoint.base.clone(),
+            repository: scope.repository.to_owned(),
+            access: scope.access,
+        };
         let known = self.tokens.get(&key);
-        match http::get(&agent, endpoint, ask, known.as_deref(), deadline) {
+        match request(&agent, known.as_deref()) {
             Err(RegistryError::Challenged { url, challenges }) => {
-                let login = self.credentials.of(endpoint.credentials_of(ask.registry));
-                let answer = auth::answer(&agent, &challenges, login?.as_ref(), ask, deadline)?;
+                let login = self
+                    .credentials
+                    .of(endpoint.credentials_of(scope.registry))?;
+                let answer = auth::answer(&agent, &challenges, login.as_ref(), scope, deadline)?;
                 let Some(header) = answer else {
                     return Err(RegistryError::Denied { url, status: 401 });
                 };
-                let again = http::get(&agent, endpoint, ask, Some(&header), deadline);
+                let again = request(&agent, Some(&header));
                 if again.is_ok() {
                     self.tokens.keep(key, header);
                 }

@@ -13,21 +13,21 @@ use super::alone;
 use super::harness::{Fault, Host, Packing, Proxy, Registry, Snapshotter, wait_for};
 
 /// How long a container waits for bytes in these tests, in seconds.
-const PATIENCE: u64 = 2;
+pub(super) const PATIENCE: u64 = 2;
 /// Bytes of the large file.
-const LARGE: usize = 3_000_000;
+pub(super) const LARGE: usize = 3_000_000;
 
 /// A host, and a registry behind a proxy with an image in every format.
-struct Scene {
-    host: Host,
+pub(super) struct Scene {
+    pub(super) host: Host,
     registry: Registry,
-    proxy: Proxy,
-    layers: Vec<PathBuf>,
+    pub(super) proxy: Proxy,
+    pub(super) layers: Vec<PathBuf>,
 }
 
 impl Scene {
     /// `None` where the snapshotter is one that unpacks.
-    fn start() -> Result<Option<Scene>> {
+    pub(super) fn start() -> Result<Option<Scene>> {
         if Snapshotter::chosen()? != Snapshotter::Lamina {
             return Ok(None);
         }
@@ -47,7 +47,7 @@ impl Scene {
     }
 
     /// Pushes an image that shares no layer with one of another packing, and answers its name.
-    fn push(&self, packing: Packing) -> Result<String> {
+    pub(super) fn push(&self, packing: Packing) -> Result<String> {
         for layer in &self.layers {
             if layer.exists() {
                 fs::remove_dir_all(layer)?;
@@ -140,10 +140,10 @@ fn top(root: &Path, name: &str) -> Result<()> {
 }
 
 /// Everything in a container's root that came from the image.
-const LOOK: &str = "cat /etc/name /opt/link /opt/linked /opt/gone/new; ls /etc /opt /opt/gone; \
+pub(super) const LOOK: &str = "cat /etc/name /opt/link /opt/linked /opt/gone/new; ls /etc /opt /opt/gone; \
     stat -c '%a %s %n' /tmp /opt/set-id /opt/empty; sha256sum /opt/large /bin/busybox";
 
-fn expected(layers: &[PathBuf], name: &str) -> Result<String> {
+pub(super) fn expected(layers: &[PathBuf], name: &str) -> Result<String> {
     let sum = |path: PathBuf, shown: &str| -> Result<String> {
         let digest = Digest::of(&fs::read(path)?);
         Ok(format!("{}  {shown}\n", digest.to_hex()))

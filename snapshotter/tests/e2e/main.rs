@@ -7,6 +7,7 @@ mod crowd;
 mod harness;
 mod kills;
 mod lazy;
+mod lazy_beside;
 mod life;
 mod rules;
 

@@ -97,6 +97,13 @@ impl Daemon {
         .map(drop)
     }
 
+    /// Runs another command with this daemon's configuration and root, which `group` takes.
+    pub fn command(&self, group: &[&str], args: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary()?);
+        command.args(group).arg("--config").arg(self.config());
+        output(command.arg("--root").arg(self.root()).args(args))
+    }
+
     /// What `lamina config containerd` tells people to write into containerd's configuration.
     pub fn snippet(&self) -> Result<String> {
         let mut command = Command::new(binary()?);

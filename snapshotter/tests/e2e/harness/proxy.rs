@@ -174,6 +174,7 @@ fn serve(
     let mut upstream = TcpStream::connect(("127.0.0.1", registry))?;
     upstream.write_all(kept.join("\r\n").as_bytes())?;
     upstream.write_all(b"\r\nConnection: close\r\n\r\n")?;
+    io::copy(&mut (&client).take(body_length(&head)), &mut upstream)?;
     if let Some(link) = link {
         thread::sleep(link.0.round_trip);
         let mut piece = vec![0; 64 << 10];
@@ -199,6 +200,15 @@ fn serve(
     }
     bytes.fetch_add(answer.len() as u64, Ordering::SeqCst);
     client.write_all(&answer)
+}
+
+/// How many bytes follow the head of a request.
+fn body_length(head: &str) -> u64 {
+    let mut fields = head.lines().filter_map(|line| line.split_once(':'));
+    let length = fields.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    length
+        .and_then(|(_, length)| length.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 fn read_head(client: &mut TcpStream) -> io::Result<String> {

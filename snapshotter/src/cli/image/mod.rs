@@ -1,0 +1,53 @@
+//! `lamina image`: images in a registry, and what lies beside them.
+
+mod index;
+mod profile;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use lamina_snapshotter::config::Config;
+use lamina_snapshotter::registry::Registry;
+
+use super::PlaceArgs;
+
+const EXAMPLES: &str = "Examples:
+  lamina image index r.example/team/app:1          make its ordinary gzip layers lazy, for all hosts
+  lamina image profile show r.example/team/app     what its containers open first
+  lamina image profile push r.example/team/app:1   let other hosts know";
+
+/// Arguments of `lamina image`.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ImageArgs {
+    #[command(flatten)]
+    place: PlaceArgs,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Index its ordinary gzip layers, and put the index beside it in the registry
+    #[command(visible_alias = "push")]
+    Index(index::IndexArgs),
+    /// What its containers open first
+    #[command(subcommand)]
+    Profile(profile::Action),
+}
+
+/// Runs the command.
+pub(super) fn run(args: &ImageArgs) -> Result<ExitCode> {
+    let config = args.place.load()?;
+    match &args.action {
+        Action::Index(args) => index::run(&config, args),
+        Action::Profile(action) => profile::run(&config, action),
+    }
+}
+
+/// The registries, as the daemon reaches them.
+fn registry(config: &Config) -> Arc<Registry> {
+    Arc::new(Registry::new(&config.lazy.registries()))
+}

@@ -1,0 +1,149 @@
+//! What lies beside an image in the registry: indexes of its layers, and what its containers open first.
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lamina_snapshotter::lazy::published::INDEX_TYPE;
+use lamina_snapshotter::registry::artifact::Part;
+use lamina_snapshotter::registry::{self, Registry};
+use lamina_snapshotter::upper_mode::UpperMode;
+
+use super::alone;
+use super::harness::{Fault, Host, Packing, wait_for};
+use super::lazy::{LARGE, LOOK, PATIENCE, Scene, expected};
+
+/// A host that believes indexes of all repositories.
+fn trusting() -> String {
+    format!("[lazy]\npatience_secs = {PATIENCE}\nfill = false\nindexes = [\"*\"]\n")
+}
+
+#[test]
+fn an_ordinary_image_with_an_index_starts_before_it_is_here() -> Result<()> {
+    let _turn = alone();
+    let Some(scene) = Scene::start()? else {
+        return Ok(());
+    };
+    let image = scene.push(Packing::Gzip)?;
+    let wanted = expected(&scene.layers, Packing::Gzip.name())?;
+    let lamina = scene.host.lamina.as_ref().context("no daemon")?;
+    let said = lamina.command(&["image"], &["index", &image])?;
+    ensure!(said.contains("now has the index"), "{said}");
+    // One that is told nothing downloads all of it first.
+    let before = scene.proxy.bytes();
+    scene.host.ctr.rpull(&image)?;
+    let downloaded = scene.proxy.bytes() - before;
+    ensure!(downloaded > LARGE as u64 / 2, "{downloaded} bytes");
+    scene.host.ctr.remove_image(&image)?;
+
+    let mut other = Host::start_configured(UpperMode::Union, &trusting())?;
+    let before = scene.proxy.bytes();
+    other.ctr.rpull(&image)?;
+    other.ctr.start("box", &image, "")?;
+    let fetched = scene.proxy.bytes() - before;
+    ensure!(
+        fetched < downloaded / 2,
+        "{fetched} of {downloaded} bytes before the first output"
+    );
+    let seen = other.ctr.exec("box", LOOK)?;
+    ensure!(seen == wanted, "{seen}\nand not\n{wanted}");
+    other.ctr.stop_task("box")?;
+    other.ctr.delete("box")?;
+    // What was read is here, whoever is asked.
+    scene.proxy.set(Fault::Refuse);
+    other.restart_snapshotter()?;
+    other.ctr.start("again", &image, "")?;
+    let seen = other.ctr.exec("again", LOOK)?;
+    ensure!(seen == wanted, "again: {seen}");
+    scene.proxy.set(Fault::None);
+    other.ctr.stop_task("again")?;
+    other.ctr.delete("again")?;
+    other.ctr.remove_image(&image)?;
+    other.stop()?;
+    scene.host.stop()
+}
+
+#[test]
+fn an_index_that_is_no_good_is_not_used() -> Result<()> {
+    let _turn = alone();
+    let Some(scene) = Scene::start()? else {
+        return Ok(());
+    };
+    let image = scene.push(Packing::Gzip)?;
+    let wanted = expected(&scene.layers, Packing::Gzip.name())?;
+    let registry = Registry::new(&registry::Options::default());
+    let known = registry.image(&image)?;
+    let other = Host::start_configured(UpperMode::Union, &trusting())?;
+    let noise: Vec<u8> = (0..10_000u32)
+        .flat_map(|at| (at * at).to_le_bytes())
+        .collect();
+    let mut huge = u64::MAX.to_le_bytes().to_vec();
+    huge.extend(&noise);
+    for bytes in [noise, zstd::encode_all(&huge[..], 3)?, Vec::new()] {
+        let layers = known.layers.iter();
+        let parts: Vec<Part> = layers
+            .map(|layer| Part {
+                media_type: "application/vnd.lamina.index.layer.v1+zstd".to_owned(),
+                annotations: HashMap::from([(
+                    "dev.lamina.layer.digest".to_owned(),
+                    layer.digest.to_string(),
+                )]),
+                bytes: bytes.clone(),
+            })
+            .collect();
+        registry.push_artifact(&known.reference, &known.manifest, INDEX_TYPE, &parts)?;
+        other.ctr.rpull(&image)?;
+        other.ctr.start("box", &image, "")?;
+        let seen = other.ctr.exec("box", LOOK)?;
+        ensure!(seen == wanted, "{seen}");
+        other.ctr.stop_task("box")?;
+        other.ctr.delete("box")?;
+        other.ctr.remove_image(&image)?;
+    }
+    other.stop()?;
+    scene.host.stop()
+}
+
+#[test]
+fn another_host_learns_from_the_registry_what_is_opened_first() -> Result<()> {
+    const SEEN: &str = "cat /etc/name; sha256sum /opt/large";
+    let _turn = alone();
+    let Some(mut scene) = Scene::start()? else {
+        return Ok(());
+    };
+    let image = scene.push(Packing::Estargz)?;
+    scene.host.ctr.rpull(&image)?;
+    scene.host.ctr.start("box", &image, "")?;
+    let first = scene.host.ctr.exec("box", SEEN)?;
+    scene.host.ctr.stop_task("box")?;
+    scene.host.ctr.delete("box")?;
+    scene.host.restart_snapshotter()?;
+    let lamina = scene.host.lamina.as_ref().context("no daemon")?;
+    let shown = lamina.command(&["image"], &["profile", "show", &image])?;
+    ensure!(shown.contains("1 runs"), "{shown}");
+    lamina.command(&["image"], &["profile", "push", &image])?;
+
+    let config =
+        format!("[lazy]\npatience_secs = {PATIENCE}\nfill = false\nprofiles = \"shared\"\n");
+    let other = Host::start_configured(UpperMode::Union, &config)?;
+    other.ctr.rpull(&image)?;
+    let profiles = other.snapshotter_root().join("profiles");
+    let cache = other.snapshotter_root().join("cache/files");
+    wait_for("it was prefetched", Duration::from_secs(20), || {
+        let files = fs::read_dir(&cache).map_or(0, Iterator::count);
+        fs::read_dir(&profiles).is_ok_and(|dir| dir.count() == 1) && files >= 3
+    })?;
+    scene.proxy.set(Fault::Refuse);
+    other.ctr.start("box", &image, "")?;
+    let seen = other.ctr.exec("box", SEEN)?;
+    ensure!(seen == first, "{seen}");
+    scene.proxy.set(Fault::None);
+    let lamina = other.lamina.as_ref().context("no daemon")?;
+    let pulled = lamina.command(&["image"], &["profile", "pull", &image])?;
+    ensure!(pulled.contains("2 runs"), "{pulled}");
+    other.ctr.stop_task("box")?;
+    other.ctr.delete("box")?;
+    other.stop()?;
+    scene.host.stop()
+}
