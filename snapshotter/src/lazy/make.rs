@@ -23,7 +23,7 @@ const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
 /// The largest window that a zstd blob may ask for, as a power of two: 128 MiB, the most that the zstd
 /// program takes without being told to.
-const WINDOW_LOG: u32 = 27;
+pub(super) const WINDOW_LOG: u32 = 27;
 
 /// Writes into `dir` what is needed to serve a layer that is to stand on the image `below`.
 pub(super) fn make(
@@ -300,9 +300,9 @@ fn failed_at(path: &Path, source: io::Error) -> lamina_fusefs::Error {
 }
 
 /// Shows what is read through it to somebody else, too.
-struct Shown<F> {
-    pieces: Pieces,
-    to: F,
+pub(super) struct Shown<F> {
+    pub(super) pieces: Pieces,
+    pub(super) to: F,
 }
 
 impl<F: FnMut(&[u8]) -> io::Result<()>> Read for Shown<F> {

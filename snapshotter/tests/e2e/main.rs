@@ -8,6 +8,7 @@ mod harness;
 mod kills;
 mod lazy;
 mod lazy_beside;
+mod lazy_convert;
 mod life;
 mod rules;
 
