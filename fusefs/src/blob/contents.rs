@@ -227,7 +227,7 @@ fn read_entries<R: Read>(
     let mut chunks = 0;
     while let Some(mut told) = archive.next_entry()? {
         if let What::Regular(data) = &mut told.what {
-            read_data(archive, data, |chunk, bytes| {
+            read_data(archive, data, CHUNK, |chunk, bytes| {
                 chunks += 1;
                 if chunks > limits.chunks {
                     return Err(limits.exceeded(Cap::Chunks));
@@ -240,15 +240,16 @@ fn read_entries<R: Read>(
     Ok(entries)
 }
 
-/// Reads the bytes of a file, and notes its chunks, which `show` sees with their bytes: for now, with
-/// their places in the archive.
-fn read_data<R: Read>(
+/// Reads the bytes of a file, and notes its chunks of `most` bytes, which `show` sees with their
+/// bytes: for now, with their places in the archive.
+pub(super) fn read_data<R: Read>(
     archive: &mut Archive<R>,
     data: &mut Data,
+    most: usize,
     mut show: impl FnMut(&mut Chunk, &[u8]) -> Result<(), Flaw>,
 ) -> Result<(), Flaw> {
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; CHUNK.min(usize::try_from(data.size).unwrap_or(CHUNK))];
+    let mut buffer = vec![0; most.min(usize::try_from(data.size).unwrap_or(most))];
     let mut offset = 0;
     while offset < data.size {
         let at = archive.at();
@@ -357,14 +358,14 @@ impl<R: Read> Read for Unpacking<'_, R> {
 }
 
 /// A reader that hashes what is read through it.
-struct Hashing<R> {
+pub(super) struct Hashing<R> {
     from: R,
     hash: Sha256,
     length: u64,
 }
 
 impl<R> Hashing<R> {
-    fn of(from: R) -> Hashing<R> {
+    pub(super) fn of(from: R) -> Hashing<R> {
         Hashing {
             from,
             hash: Sha256::new(),
@@ -373,7 +374,7 @@ impl<R> Hashing<R> {
     }
 
     /// What it reads from, and the digest and the length of what was read.
-    fn finish(self) -> (R, Digest, u64) {
+    pub(super) fn finish(self) -> (R, Digest, u64) {
         (self.from, Digest::from(self.hash), self.length)
     }
 }

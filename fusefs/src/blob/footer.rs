@@ -112,9 +112,9 @@ pub mod zstd_chunked {
     ];
 
     /// The only type of TOC that there is (`ManifestTypeCRFS`).
-    const TYPE: u64 = 1;
+    pub(crate) const TYPE: u64 = 1;
     /// Bytes before the contents of a skippable frame (RFC 8878, 3.1.2).
-    const FRAME_HEADER: u64 = 8;
+    pub(crate) const FRAME_HEADER: u64 = 8;
 
     /// Where the TOC is in a blob of `size` bytes, and how long it is uncompressed, by the annotation
     /// [`POSITION`].

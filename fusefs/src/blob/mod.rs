@@ -18,6 +18,7 @@
 //! - `whole`, in [`Files`], reads a blob from its beginning to its end, and `compare` looks whether
 //!   the layer is what its archive says.
 //! - [`Cache`] keeps files that were fetched, under their digests.
+//! - [`write`] makes such blobs of an archive.
 //! - [`Limits`] is what all of them allow at most.
 
 mod cache;
@@ -35,6 +36,7 @@ mod tar;
 mod toc;
 mod told;
 mod tree;
+pub mod write;
 
 use std::path::PathBuf;
 

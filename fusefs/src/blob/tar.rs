@@ -88,6 +88,11 @@ impl<R: Read> Archive<R> {
     }
 
     /// What it reads from.
+    pub(crate) fn source(&mut self) -> &mut R {
+        &mut self.from
+    }
+
+    /// What it reads from, at the end.
     pub(crate) fn finish(self) -> R {
         self.from
     }

@@ -26,9 +26,9 @@ use crate::types::Timestamp;
 const VERSION: u32 = 1;
 
 /// Names of eStargz that are no files of the image.
-const STARGZ_TOC: &str = "stargz.index.json";
-const PREFETCH_LANDMARK: &str = ".prefetch.landmark";
-const NO_PREFETCH_LANDMARK: &str = ".no.prefetch.landmark";
+pub(super) const STARGZ_TOC: &str = "stargz.index.json";
+pub(super) const PREFETCH_LANDMARK: &str = ".prefetch.landmark";
+pub(super) const NO_PREFETCH_LANDMARK: &str = ".no.prefetch.landmark";
 
 /// What Go's JSON writes for a byte that is no UTF-8.
 const LOST: char = char::REPLACEMENT_CHARACTER;

@@ -288,9 +288,9 @@ fn failed_at(path: &Path, source: io::Error) -> lamina_fusefs::Error {
 }
 
 /// Shows what is read through it to somebody else, too.
-struct Shown<F> {
-    pieces: Pieces,
-    to: F,
+pub(super) struct Shown<F> {
+    pub(super) pieces: Pieces,
+    pub(super) to: F,
 }
 
 impl<F: FnMut(&[u8]) -> io::Result<()>> Read for Shown<F> {

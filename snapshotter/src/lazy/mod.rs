@@ -16,6 +16,7 @@
 //! layer keeps it from being served so is an error here, and a line in the log: containerd then
 //! unpacks it as any other.
 
+pub mod convert;
 pub mod keeper;
 mod labels;
 mod make;

@@ -168,6 +168,24 @@ impl Registry {
         })
     }
 
+    /// The manifest of this image, and its configuration as it stands there.
+    pub fn whole(&self, image: &Image) -> Result<(ImageManifest, Vec<u8>), RegistryError> {
+        let reference = &image.reference;
+        let wrong = |what: String| RegistryError::Answer {
+            url: reference.whole(),
+            what,
+        };
+        let digest = digest_of(&image.manifest).map_err(wrong)?;
+        let (manifest, _) = self.manifest(reference, &digest.to_string())?;
+        let Manifest::Image(manifest) = manifest else {
+            return Err(wrong("its manifest is an index".to_owned()));
+        };
+        let config = digest_of(manifest.config()).map_err(wrong)?;
+        let path = format!("blobs/{config}");
+        let config = self.get(reference, path, "*/*", Some(config))?;
+        Ok((*manifest, config))
+    }
+
     /// What a tag or a digest leads to, and its size and digest.
     fn manifest(
         &self,
@@ -243,7 +261,7 @@ fn chain_id(below: &str, diff_id: &str) -> String {
 }
 
 /// A descriptor of something with this digest.
-pub(super) fn descriptor(
+pub(crate) fn descriptor(
     media_type: MediaType,
     size: u64,
     digest: Digest,

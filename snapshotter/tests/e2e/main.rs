@@ -9,6 +9,7 @@ mod hostile;
 mod kills;
 mod lazy;
 mod lazy_beside;
+mod lazy_convert;
 mod lazy_verify;
 mod life;
 mod rules;

@@ -1,5 +1,6 @@
 //! `lamina image`: images in a registry, and what lies beside them.
 
+mod convert;
 mod index;
 mod profile;
 
@@ -15,6 +16,7 @@ use super::PlaceArgs;
 
 const EXAMPLES: &str = "Examples:
   lamina image index r.example/team/app:1          make its ordinary gzip layers lazy, for all hosts
+  lamina image convert r.example/app:1 r.example/app:1-lazy --format zstd-chunked
   lamina image profile show r.example/team/app     what its containers open first
   lamina image profile push r.example/team/app:1   let other hosts know";
 
@@ -33,6 +35,9 @@ enum Action {
     /// Index its ordinary gzip layers, and put the index beside it in the registry
     #[command(visible_alias = "push")]
     Index(index::IndexArgs),
+    /// Write it in a format whose files can be fetched one by one, as another image, for this host's
+    /// platform only
+    Convert(convert::ConvertArgs),
     /// What its containers open first
     #[command(subcommand)]
     Profile(profile::Action),
@@ -43,6 +48,7 @@ pub(super) fn run(args: &ImageArgs) -> Result<ExitCode> {
     let config = args.place.load()?;
     match &args.action {
         Action::Index(args) => index::run(&config, args),
+        Action::Convert(args) => convert::run(&config, args),
         Action::Profile(action) => profile::run(&config, action),
     }
 }
