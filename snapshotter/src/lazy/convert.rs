@@ -80,7 +80,7 @@ pub fn convert(
     manifest.set_config(config.map_err(LazyError::Unfit)?);
     manifest.set_layers(descriptors);
     manifest.set_media_type(Some(MediaType::ImageManifest));
-    let bytes = serde_json::to_vec(&manifest).map_err(unfit)?;
+    let bytes = serde_json::to_vec(&manifest).map_err(|error| unfit(&error))?;
     let tag = to.tag().unwrap_or("latest");
     let media_type = MediaType::ImageManifest.to_string();
     let pushed = registry.push_manifest(&to, tag, &media_type, &bytes)?;
@@ -174,13 +174,14 @@ fn describe(old: &Descriptor, format: Format, written: Written) -> Result<Descri
 
 /// A configuration with other diff IDs, and otherwise as it was.
 fn with_diff_ids(config: &[u8], diff_ids: Vec<String>) -> Result<Vec<u8>, LazyError> {
-    let mut config: serde_json::Value = serde_json::from_slice(config).map_err(unfit)?;
+    let mut config: serde_json::Value =
+        serde_json::from_slice(config).map_err(|error| unfit(&error))?;
     let place = config.pointer_mut("/rootfs/diff_ids");
     let place = place.ok_or_else(|| LazyError::Unfit("no diff IDs".to_owned()))?;
     *place = diff_ids.into();
-    serde_json::to_vec(&config).map_err(unfit)
+    serde_json::to_vec(&config).map_err(|error| unfit(&error))
 }
 
-fn unfit(error: serde_json::Error) -> LazyError {
+fn unfit(error: &serde_json::Error) -> LazyError {
     LazyError::Unfit(format!("its manifest or configuration: {error}"))
 }
