@@ -2,19 +2,22 @@
 //!
 //! Each file is verified by itself when it is opened. What is looked for here is that the two belong
 //! together and to this blob, so that whatever is wrong with them shows before a container does.
-//! Whether they tell the truth about the blob only reading all of it can say.
+//! Whether they tell the truth about the blob only reading all of it can say. Until then they can't give a
+//! container bytes that are not in the blob, nor anything that no archive could have had.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::contents::stamp_of;
 use super::digest::Digest;
-use super::limits::Limits;
+use super::limits::{Cap, Limits};
 use super::table::Table;
 use super::{Compression, Flaw};
 use crate::error::Result;
 use crate::index::{Index, Kind};
-use crate::layer::EntryKind;
-use crate::types::{Attr, FileKind};
+use crate::layer::{Below, EntryKind};
+use crate::marks;
+use crate::types::{Attr, FileKind, Ino};
 
 /// What an index and a table were held against.
 const TOLD: &str = "an index that somebody else has made";
@@ -33,16 +36,42 @@ pub fn check_told(
     let stamped = index.check_stamps(&[stamp_of(digest)]);
     stamped.map_err(|flaw| flaw.of(index_path))?;
     let table = Table::open(table, limits)?;
-    Ok(check(&index, &table, size))
+    Ok(check(&index, &table, size, limits))
 }
 
-fn check(index: &Index, table: &Table, size: u64) -> Result<(Attr, u64), Flaw> {
-    let wrong = |path: &Path, what| Flaw::Entry {
-        path: path.to_owned(),
-        what,
+fn check(index: &Index, table: &Table, size: u64, limits: &Limits) -> Result<(Attr, u64), Flaw> {
+    check_table(table, size)?;
+    let mut told = Told {
+        index,
+        table,
+        limits,
+        entries: 0,
+        bytes: 0,
+        known: HashMap::new(),
+        files: 0,
     };
-    let whole = |what| wrong(Path::new(TOLD), what);
-    if table.compression() != Compression::Checkpoints {
+    told.check_entry(Index::ROOT)?;
+    let mut dirs = vec![(Index::ROOT, 0)];
+    while let Some((dir, depth)) = dirs.pop() {
+        if depth > limits.depth {
+            return Err(limits.exceeded(Cap::Depth));
+        }
+        for record in index.children(dir) {
+            told.check_entry(record)?;
+            if index.kind(record) == EntryKind::File(FileKind::Directory) {
+                dirs.push((record, depth + 1));
+            }
+        }
+    }
+    if told.files != table.files().len() {
+        return Err(whole("it has bytes of files that it does not have"));
+    }
+    Ok((index.attr(Index::ROOT), told.bytes))
+}
+
+/// Every chunk lies in the blob, at a place where inflating can begin.
+fn check_table(table: &Table, size: u64) -> Result<(), Flaw> {
+    if table.compression() != Compression::Checkpoints || table.prefetch() != 0 {
         return Err(whole("it is one of another sort of blob"));
     }
     for number in 0..table.chunks() {
@@ -51,106 +80,94 @@ fn check(index: &Index, table: &Table, size: u64) -> Result<(Attr, u64), Flaw> {
             return Err(whole("a chunk is not where the blob can be read"));
         }
     }
-    let mut files = 0;
-    let mut dirs = vec![0];
-    while let Some(dir) = dirs.pop() {
-        for record in index.children(dir) {
-            match index.kind(record) {
-                EntryKind::File(FileKind::Directory) => dirs.push(record),
-                EntryKind::File(FileKind::Regular) => {
-                    let (ino, length) = (index.ino(record), index.attr(record).size);
-                    let found = table.find(ino);
-                    if found.is_none_or(|found| found.size != length) {
-                        return Err(wrong(&index.path(record), "its bytes are told otherwise"));
-                    }
-                    files += 1;
-                }
-                _ => {}
+    Ok(())
+}
+
+/// Entries, one after another.
+struct Told<'t> {
+    index: &'t Index,
+    table: &'t Table,
+    limits: &'t Limits,
+    entries: usize,
+    bytes: u64,
+    /// The first entry of each inode.
+    known: HashMap<Ino, u32>,
+    /// Regular files, each counted once.
+    files: usize,
+}
+
+impl Told<'_> {
+    /// An entry is one that an archive can have.
+    fn check_entry(&mut self, record: u32) -> Result<(), Flaw> {
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(self.limits.exceeded(Cap::Entries));
+        }
+        self.check_marks(record)
+            .map_err(|what| wrong(&self.index.path(record), what))?;
+        let EntryKind::File(kind) = self.index.kind(record) else {
+            return Ok(());
+        };
+        if let Some(first) = self.known.insert(self.index.ino(record), record) {
+            // Hard links are several names of one file.
+            let is_same = kind != FileKind::Directory
+                && self.index.kind(first) == EntryKind::File(kind)
+                && self.index.attr(first) == self.index.attr(record);
+            return is_same
+                .then_some(())
+                .ok_or_else(|| wrong(&self.index.path(record), "its inode is another one's"));
+        }
+        if kind == FileKind::Regular {
+            let length = self.index.attr(record).size;
+            let found = self.table.find(self.index.ino(record));
+            if found.is_none_or(|found| found.size != length) {
+                return Err(wrong(
+                    &self.index.path(record),
+                    "its bytes are told otherwise",
+                ));
+            }
+            self.files += 1;
+            self.bytes = self.bytes.saturating_add(length);
+            if self.bytes > self.limits.layer_bytes {
+                return Err(self.limits.exceeded(Cap::Layer));
             }
         }
+        Ok(())
     }
-    // Hard links are several names of one file.
-    if files < table.files().len() {
-        return Err(whole("it has bytes of files that it does not have"));
+
+    /// Nothing is said of the layers below but that a directory goes on there, and no xattr is one of
+    /// those by which a union knows its own files.
+    fn check_marks(&self, record: u32) -> Result<(), &'static str> {
+        let is_dir = self.index.kind(record) == EntryKind::File(FileKind::Directory);
+        match self.index.below(record) {
+            Below::Nothing => {}
+            Below::SamePath if is_dir => {}
+            _ => return Err("it has a mark that no archive can have"),
+        }
+        let names = self.index.xattr_names(record);
+        let mut bytes = 0;
+        for name in &names {
+            if marks::is_private(name) {
+                return Err("it has an extended attribute that no archive may have");
+            }
+            let value = self.index.xattr(record, name);
+            bytes += name.len() + value.map_or(0, |value| value.len());
+        }
+        let fits = bytes <= self.limits.xattr_bytes;
+        fits.then_some(()).ok_or("too many extended attributes")
     }
-    let bytes = table.files().map(|number| table.file(number).size).sum();
-    Ok((index.attr(0), bytes))
+}
+
+fn wrong(path: &Path, what: &'static str) -> Flaw {
+    Flaw::Entry {
+        path: path.to_owned(),
+        what,
+    }
+}
+
+fn whole(what: &'static str) -> Flaw {
+    wrong(Path::new(TOLD), what)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::blob::Contents;
-    use crate::blob::testing::gzip;
-
-    fn archive(names: &[&str]) -> Vec<u8> {
-        let mut builder = ::tar::Builder::new(Vec::new());
-        for name in names {
-            let bytes = name.repeat(1000);
-            let mut header = ::tar::Header::new_ustar();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o644);
-            let appended = builder.append_data(&mut header, name, bytes.as_bytes());
-            appended.unwrap();
-        }
-        gzip(&builder.into_inner().unwrap())
-    }
-
-    struct Saved {
-        dir: tempfile::TempDir,
-        blob: (Digest, u64),
-    }
-
-    impl Saved {
-        fn of(names: &[&str]) -> Saved {
-            let blob = archive(names);
-            let ordinary = Contents::of_gzip(&blob[..], &Limits::default()).unwrap();
-            let dir = tempfile::tempdir().unwrap();
-            let [index, table] = ["index", "table"].map(|name| dir.path().join(name));
-            ordinary.contents.save(&index, &table).unwrap();
-            let blob = (ordinary.digest, blob.len() as u64);
-            Saved { dir, blob }
-        }
-
-        fn check(&self, table_of: &Saved, blob: (Digest, u64)) -> Option<Attr> {
-            let (index, table) = (
-                self.dir.path().join("index"),
-                table_of.dir.path().join("table"),
-            );
-            let checked = check_told(&index, &table, blob, &Limits::default());
-            let (root, bytes) = checked.ok().and_then(Result::ok)?;
-            assert!(bytes > 0);
-            Some(root)
-        }
-    }
-
-    #[test]
-    fn only_what_belongs_together_and_to_the_blob_is_taken() {
-        let (one, other) = (Saved::of(&["a", "dir/b"]), Saved::of(&["a", "dir/bb", "c"]));
-        let root = one.check(&one, one.blob).expect("sound");
-        assert_eq!(root.kind, FileKind::Directory);
-        assert!(one.check(&one, other.blob).is_none());
-        assert!(one.check(&other, one.blob).is_none());
-        assert!(other.check(&one, other.blob).is_none());
-        assert!(one.check(&one, (one.blob.0, one.blob.1 / 2)).is_none());
-    }
-
-    #[test]
-    fn a_damaged_one_is_refused_wherever_it_is_damaged() {
-        let saved = Saved::of(&["a", "dir/b"]);
-        for name in ["index", "table"] {
-            let path = saved.dir.path().join(name);
-            let sound = std::fs::read(&path).unwrap();
-            for at in (0..sound.len()).step_by(7) {
-                let mut damaged = sound.clone();
-                damaged[at] ^= 0x10;
-                std::fs::write(&path, &damaged).unwrap();
-                assert!(saved.check(&saved, saved.blob).is_none(), "{name}, {at}");
-            }
-            std::fs::write(&path, &sound[..sound.len() / 2]).unwrap();
-            assert!(saved.check(&saved, saved.blob).is_none());
-            std::fs::write(&path, &sound).unwrap();
-        }
-        assert!(saved.check(&saved, saved.blob).is_some());
-    }
-}
+mod tests;

@@ -114,7 +114,8 @@ fn from_registry(
     if !lazy.trusts_indexes_of(&image.reference) {
         return None;
     }
-    let taken = published::find(&lazy.registry, image, layer).and_then(|part| {
+    let found = lazy.indexes.find(&lazy.registry, image, layer);
+    let taken = found.and_then(|part| {
         let Some(part) = part else { return Ok(None) };
         let (registry, limits) = (&lazy.registry, &lazy.limits);
         let (root, bytes, implied) = published::take(registry, image, layer, &part, dir, limits)?;

@@ -189,6 +189,7 @@ const END: Duration = Duration::from_secs(1);
 pub struct Lazy {
     registry: Arc<Registry>,
     images: Images,
+    indexes: published::Indexes,
     cache: Arc<Cache>,
     flights: Arc<Flights>,
     limits: Limits,
@@ -216,6 +217,7 @@ impl Lazy {
         let lazy = Arc::new(Lazy {
             registry: Arc::new(Registry::new(options)),
             images: Images::default(),
+            indexes: published::Indexes::default(),
             cache: Arc::new(Cache::open(&layout.cache())?),
             flights: Arc::default(),
             limits,

@@ -18,18 +18,20 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lamina_fusefs::blob::{Contents, Digest, Flaw, Limits, check_told};
 use lamina_fusefs::types::Attr;
 use oci_spec::image::Descriptor;
+use parking_lot::Mutex;
 
 use super::LazyError;
 use super::make::{check_digest, is_ordinary_gzip};
 use super::pieces::Pieces;
-use crate::registry::Registry;
 use crate::registry::artifact::Part;
 use crate::registry::blob::RemoteBlob;
 use crate::registry::image::{Image, Layer, digest_of};
+use crate::registry::{Registry, RegistryError};
 use crate::store::layout::{BLOB_TABLE, LAYER_INDEX};
 
 /// The type of the artifact.
@@ -42,6 +44,13 @@ const LAYER: &str = "dev.lamina.layer.digest";
 const MOST: u64 = 128 << 20;
 /// The most bytes of what is in it.
 const MOST_INSIDE: u64 = 512 << 20;
+/// The most bytes of paths in it.
+const MOST_PATHS: u64 = 4 << 20;
+/// How long it is believed that what lies beside an image is what lay there: long enough for all layers of
+/// one pull.
+const FRESH: Duration = Duration::from_mins(1);
+/// So many images are remembered.
+const IMAGES: usize = 100;
 /// The largest window that its frame may ask for, as a power of two.
 const WINDOW_LOG: u32 = 27;
 /// How hard it is tried to make it small.
@@ -105,20 +114,48 @@ pub fn publish(
     })
 }
 
-/// The part of an image's index that is about a layer, if somebody has put one beside the image.
-pub(super) fn find(
-    registry: &Registry,
-    image: &Image,
-    layer: &Layer,
-) -> Result<Option<Descriptor>, LazyError> {
-    let subject = digest_of(&image.manifest).map_err(LazyError::Unfit)?;
-    let artifact = registry.artifact(&image.reference, subject, INDEX_TYPE)?;
-    let parts = artifact.map(|artifact| artifact.parts).unwrap_or_default();
-    let wanted = layer.digest.to_string();
-    Ok(parts.into_iter().find(|part| {
-        let annotations = part.annotations().as_ref();
-        annotations.and_then(|all| all.get(LAYER)) == Some(&wanted)
-    }))
+/// The parts of an index, or why there are none.
+type Parts = Result<Vec<Descriptor>, RegistryError>;
+/// What was found beside an image, and when; the lock is held while somebody looks.
+type Slot = Arc<Mutex<Option<(Instant, Parts)>>>;
+
+/// The indexes that were looked for lately, by the manifests of their images.
+#[derive(Debug, Default)]
+pub(super) struct Indexes(Mutex<HashMap<Digest, Slot>>);
+
+impl Indexes {
+    /// The part of an image's index that is about a layer, if somebody has put one beside the image. All
+    /// layers of an image are looked for once; a registry that does not answer is waited for once.
+    pub(super) fn find(
+        &self,
+        registry: &Registry,
+        image: &Image,
+        layer: &Layer,
+    ) -> Result<Option<Descriptor>, LazyError> {
+        let subject = digest_of(&image.manifest).map_err(LazyError::Unfit)?;
+        let slot = {
+            let mut slots = self.0.lock();
+            if slots.len() >= IMAGES {
+                slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+            }
+            Arc::clone(slots.entry(subject).or_default())
+        };
+        let mut known = slot.lock();
+        let is_fresh = |known: &(Instant, Parts)| known.0.elapsed() < FRESH;
+        let parts = known.take().filter(is_fresh).unwrap_or_else(|| {
+            let artifact = registry.artifact(&image.reference, subject, INDEX_TYPE);
+            let parts = artifact.map(|found| found.map(|found| found.parts));
+            (Instant::now(), parts.map(Option::unwrap_or_default))
+        });
+        let (_, parts) = known.insert(parts);
+        let parts = parts.as_ref().map_err(Clone::clone)?;
+        let wanted = layer.digest.to_string();
+        let part = parts.iter().find(|part| {
+            let annotations = part.annotations().as_ref();
+            annotations.and_then(|all| all.get(LAYER)) == Some(&wanted)
+        });
+        Ok(part.cloned())
+    }
 }
 
 /// Writes what a part tells of a layer into `dir`. Answers the attributes of the layer's root, the bytes of
@@ -174,8 +211,9 @@ fn unpack(part: &[u8], index: &Path, table: &Path) -> Result<Vec<PathBuf>, LazyE
         }
     }
     let mut rest = Vec::new();
-    inside.read_to_end(&mut rest).map_err(failed)?;
-    if inside.limit() == 0 {
+    let mut paths = inside.take(MOST_PATHS);
+    paths.read_to_end(&mut rest).map_err(failed)?;
+    if paths.limit() == 0 || paths.get_ref().limit() == 0 {
         return Err(LazyError::Unfit(format!(
             "an index in the registry has more than {MOST_INSIDE} bytes"
         )));
@@ -261,5 +299,9 @@ mod tests {
         long[7] = 0x7f;
         unpack(&long).unwrap_err();
         super::unpack(b"no zstd", &index, &table).unwrap_err();
+        // Millions of paths are not taken, however small they are packed.
+        let mut many = sound;
+        many.resize(many.len() + usize::try_from(MOST_PATHS).unwrap(), b'/');
+        unpack(&many).unwrap_err();
     }
 }

@@ -116,11 +116,11 @@ impl Registry {
             return Ok(bytes);
         }
         let mut bytes = Vec::new();
-        while let at = bytes.len() as u64
-            && at < size
-        {
+        let mut at = 0;
+        while at < size {
             let end = size.min(at + PIECE);
             bytes.extend(self.part(reference, digest, size, at..end)?);
+            at = end;
         }
         if Digest::of(&bytes) != digest {
             return Err(wrong(format!(
@@ -335,3 +335,6 @@ fn with_annotations(mut of: Descriptor, annotations: HashMap<String, String>) ->
     of.set_annotations(Some(annotations).filter(|all| !all.is_empty()));
     of
 }
+
+#[cfg(test)]
+mod tests;
