@@ -9,6 +9,7 @@
 
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
 
+mod fill;
 #[path = "../../tests/e2e/harness/mod.rs"]
 mod harness;
 mod images;

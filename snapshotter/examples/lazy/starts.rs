@@ -9,7 +9,7 @@ use lamina_snapshotter::upper_mode::UpperMode;
 use crate::harness::{Fault, Host, Link, Packing, Proxy, Registry, Stargz, wait_for};
 use crate::images::{Images, OPTIMIZED};
 use crate::watch::{Samples, Watch};
-use crate::{Arguments, needs, report, say};
+use crate::{Arguments, fill, needs, report, say};
 
 /// The link: 50 MB/s, 20 ms.
 pub(crate) const LINK: Link = Link {
@@ -17,7 +17,10 @@ pub(crate) const LINK: Link = Link {
     rate: 50_000_000,
 };
 /// How long a link is looked at, however long things go on to come.
-const WATCH_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const WATCH_LIMIT: Duration = Duration::from_secs(20);
+
+/// The filler stands back at times, but not for so long.
+pub(crate) const QUIET: Duration = Duration::from_secs(3);
 
 /// What a container does, and its first line.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -186,6 +189,7 @@ pub(crate) fn measure(asked: &Arguments) -> Result<()> {
         }
     }
     report::show(&starts, &reads, &needs);
+    fill::measure(&images, asked.rounds)?;
     report::write(&starts, &reads, &needs, asked)
 }
 
@@ -230,7 +234,7 @@ fn start(contender: Contender, task: Task, registry: &Registry) -> Result<Taken>
         // It fetches the rest when nobody has wanted anything for five seconds.
         (_, Who::Stargz) => Duration::from_secs(6),
         // The filler stands back at times.
-        (_, FILLS) => Duration::from_secs(3),
+        (_, FILLS) => QUIET,
         _ => Duration::from_secs(1),
     };
     let taken = Taken {
