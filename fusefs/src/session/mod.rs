@@ -43,7 +43,7 @@ use self::handler::{Handler, MAX_IO};
 use self::requests::Counters;
 pub use self::requests::{Operation, Requests};
 use crate::error::{Error, Result};
-use crate::sys::memory::keep_large_buffers_lazy;
+use crate::sys::memory::tame_allocator;
 use crate::union::Union;
 
 /// A directive for the log: nothing of answers that the kernel did not want, because their caller was
@@ -171,7 +171,7 @@ impl Session {
         mountpoint: &Path,
         options: &SessionOptions,
     ) -> Result<Session> {
-        keep_large_buffers_lazy();
+        tame_allocator();
         let device_path = Path::new("/dev/fuse");
         let device = OpenOptions::new()
             .read(true)
