@@ -139,6 +139,9 @@ fn top(root: &Path, name: &str) -> Result<()> {
     )?)
 }
 
+/// Some of a container's root.
+pub(super) const SEEN: &str = "cat /etc/name; sha256sum /opt/large";
+
 /// Everything in a container's root that came from the image.
 pub(super) const LOOK: &str = "cat /etc/name /opt/link /opt/linked /opt/gone/new; ls /etc /opt /opt/gone; \
     stat -c '%a %s %n' /tmp /opt/set-id /opt/empty; sha256sum /opt/large /bin/busybox";
@@ -186,8 +189,7 @@ fn a_container_runs_from_every_format_and_again_without_a_network() -> Result<()
         )?;
         // What is here needs nobody.
         scene.proxy.set(Fault::Refuse);
-        ctr.stop_task("box")?;
-        ctr.delete("box")?;
+        ctr.end("box")?;
         scene.host.restart_snapshotter()?;
         let ctr = &scene.host.ctr;
         ctr.start("again", &image, "")?;
@@ -196,8 +198,7 @@ fn a_container_runs_from_every_format_and_again_without_a_network() -> Result<()
             seen == wanted,
             "{packing:?}, again: {seen}\nand not\n{wanted}"
         );
-        ctr.stop_task("again")?;
-        ctr.delete("again")?;
+        ctr.end("again")?;
         scene.proxy.set(Fault::None);
     }
     scene.host.stop()
@@ -205,7 +206,6 @@ fn a_container_runs_from_every_format_and_again_without_a_network() -> Result<()
 
 #[test]
 fn what_a_container_has_opened_is_fetched_first_at_the_next_pull() -> Result<()> {
-    const SEEN: &str = "cat /etc/name; sha256sum /opt/large";
     let _turn = alone();
     let Some(mut scene) = Scene::start()? else {
         return Ok(());
@@ -215,8 +215,7 @@ fn what_a_container_has_opened_is_fetched_first_at_the_next_pull() -> Result<()>
         scene.host.ctr.rpull(&image)?;
         scene.host.ctr.start("box", &image, "")?;
         let first = scene.host.ctr.exec("box", SEEN)?;
-        scene.host.ctr.stop_task("box")?;
-        scene.host.ctr.delete("box")?;
+        scene.host.ctr.end("box")?;
         // It ends in order, so that it need not be waited for the end of the recording.
         scene.host.restart_snapshotter()?;
         scene.host.ctr.remove_image(&image)?;
@@ -239,8 +238,7 @@ fn what_a_container_has_opened_is_fetched_first_at_the_next_pull() -> Result<()>
             "{packing:?}: nobody has asked for this file"
         );
         scene.proxy.set(Fault::None);
-        scene.host.ctr.stop_task("again")?;
-        scene.host.ctr.delete("again")?;
+        scene.host.ctr.end("again")?;
         scene.host.ctr.remove_image(&image)?;
     }
     scene.host.stop()
@@ -303,8 +301,7 @@ fn suffer(scene: &Scene, image: &str, packing: Packing, fault: Fault, wanted: &s
     let seen = ctr.exec("box", LOOK).context("when all was here")?;
     ensure!(seen == wanted, "when all was here: {seen}");
     proxy.set(Fault::None);
-    ctr.stop_task("box")?;
-    ctr.delete("box")?;
+    ctr.end("box")?;
     ctr.remove_image(image)?;
     scene.wait_until_cache_is_empty()
 }

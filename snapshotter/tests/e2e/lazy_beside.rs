@@ -12,7 +12,7 @@ use lamina_snapshotter::upper_mode::UpperMode;
 
 use super::alone;
 use super::harness::{Fault, Host, Packing, wait_for};
-use super::lazy::{LARGE, LOOK, PATIENCE, Scene, expected};
+use super::lazy::{LARGE, LOOK, PATIENCE, SEEN, Scene, expected};
 
 /// A host that believes indexes of all repositories.
 fn trusting() -> String {
@@ -48,8 +48,7 @@ fn an_ordinary_image_with_an_index_starts_before_it_is_here() -> Result<()> {
     );
     let seen = other.ctr.exec("box", LOOK)?;
     ensure!(seen == wanted, "{seen}\nand not\n{wanted}");
-    other.ctr.stop_task("box")?;
-    other.ctr.delete("box")?;
+    other.ctr.end("box")?;
     // What was read is here, whoever is asked.
     scene.proxy.set(Fault::Refuse);
     other.restart_snapshotter()?;
@@ -57,8 +56,7 @@ fn an_ordinary_image_with_an_index_starts_before_it_is_here() -> Result<()> {
     let seen = other.ctr.exec("again", LOOK)?;
     ensure!(seen == wanted, "again: {seen}");
     scene.proxy.set(Fault::None);
-    other.ctr.stop_task("again")?;
-    other.ctr.delete("again")?;
+    other.ctr.end("again")?;
     other.ctr.remove_image(&image)?;
     other.stop()?;
     scene.host.stop()
@@ -97,8 +95,7 @@ fn an_index_that_is_no_good_is_not_used() -> Result<()> {
         other.ctr.start("box", &image, "")?;
         let seen = other.ctr.exec("box", LOOK)?;
         ensure!(seen == wanted, "{seen}");
-        other.ctr.stop_task("box")?;
-        other.ctr.delete("box")?;
+        other.ctr.end("box")?;
         other.ctr.remove_image(&image)?;
     }
     other.stop()?;
@@ -107,7 +104,6 @@ fn an_index_that_is_no_good_is_not_used() -> Result<()> {
 
 #[test]
 fn another_host_learns_from_the_registry_what_is_opened_first() -> Result<()> {
-    const SEEN: &str = "cat /etc/name; sha256sum /opt/large";
     let _turn = alone();
     let Some(mut scene) = Scene::start()? else {
         return Ok(());
@@ -116,8 +112,7 @@ fn another_host_learns_from_the_registry_what_is_opened_first() -> Result<()> {
     scene.host.ctr.rpull(&image)?;
     scene.host.ctr.start("box", &image, "")?;
     let first = scene.host.ctr.exec("box", SEEN)?;
-    scene.host.ctr.stop_task("box")?;
-    scene.host.ctr.delete("box")?;
+    scene.host.ctr.end("box")?;
     scene.host.restart_snapshotter()?;
     let lamina = scene.host.lamina.as_ref().context("no daemon")?;
     let shown = lamina.command(&["image"], &["profile", "show", &image])?;
@@ -142,8 +137,7 @@ fn another_host_learns_from_the_registry_what_is_opened_first() -> Result<()> {
     let lamina = other.lamina.as_ref().context("no daemon")?;
     let pulled = lamina.command(&["image"], &["profile", "pull", &image])?;
     ensure!(pulled.contains("2 runs"), "{pulled}");
-    other.ctr.stop_task("box")?;
-    other.ctr.delete("box")?;
+    other.ctr.end("box")?;
     other.stop()?;
     scene.host.stop()
 }

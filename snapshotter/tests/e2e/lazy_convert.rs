@@ -41,8 +41,7 @@ fn a_converted_image_is_read_lazily_and_unpacked_by_others() -> Result<()> {
         );
         let seen = ctr.exec("box", LOOK)?;
         ensure!(seen == wanted, "{format}: {seen}\nand not\n{wanted}");
-        ctr.stop_task("box")?;
-        ctr.delete("box")?;
+        ctr.end("box")?;
         ctr.remove_image(&image)?;
 
         // containerd's own unpacking, to which a directory's size is the host's.
@@ -52,8 +51,7 @@ fn a_converted_image_is_read_lazily_and_unpacked_by_others() -> Result<()> {
         others.start("other", &image, "")?;
         let seen = others.exec("other", &look)?;
         ensure!(seen == unpacked, "{format}: {seen}\nand not\n{unpacked}");
-        others.stop_task("other")?;
-        others.delete("other")?;
+        others.end("other")?;
         others.remove_image(&image)?;
     }
     check_with_umoci(&scene, &format!("{registry}/converted:estargz"))?;

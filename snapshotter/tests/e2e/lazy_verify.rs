@@ -171,8 +171,7 @@ fn what_other_tools_pack_is_verified_and_starts_without_a_network_afterwards() -
         let seen = ctr.exec("box", "cat /etc/name /opt/linked")?;
         let wanted = format!("{0}{0}", packing.name());
         ensure!(seen == wanted, "{seen:?}");
-        ctr.stop_task("box")?;
-        ctr.delete("box")?;
+        ctr.end("box")?;
         ctr.remove_image(&image)?;
         scene.proxy.set(Fault::None);
     }
@@ -219,8 +218,7 @@ fn an_image_that_claims_the_layers_of_another_one_is_refused_and_poisons_nobody(
         error.contains("i/o error") || error.contains("input/output"),
         "{error}"
     );
-    ctr.stop_task("box")?;
-    ctr.delete("box")?;
+    ctr.end("box")?;
     let log = fs::read_to_string(dir.join("lamina.log"))?;
     ensure!(log.contains("is not what its image says"), "{log}");
 
@@ -253,7 +251,6 @@ fn an_image_that_claims_the_layers_of_another_one_is_refused_and_poisons_nobody(
     let seen = ctr.exec("box", "cat /etc/name /opt/linked")?;
     ensure!(seen == "victimvictim", "{seen:?}");
     ensure!(scene.verdicts(&victim)? == ["verified"; 2]);
-    ctr.stop_task("box")?;
-    ctr.delete("box")?;
+    ctr.end("box")?;
     scene.host.stop()
 }

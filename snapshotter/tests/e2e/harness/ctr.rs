@@ -207,6 +207,12 @@ impl Ctr {
         Ok(())
     }
 
+    /// Ends a container's process, and deletes the container with its snapshot.
+    pub fn end(&self, id: &str) -> Result<()> {
+        self.stop_task(id)?;
+        self.delete(id)
+    }
+
     /// Starts the process of a stopped container again.
     pub fn start_task(&self, id: &str) -> Result<()> {
         self.run(&["tasks", "start", "--detach", "--null-io", id])

@@ -131,8 +131,7 @@ impl Scene {
         let ctr = &self.host.ctr;
         ctr.start("box", image, "")?;
         let seen = ctr.exec("box", script);
-        ctr.stop_task("box")?;
-        ctr.delete("box")?;
+        ctr.end("box")?;
         self.check()?;
         seen
     }
@@ -144,8 +143,7 @@ impl Scene {
         let mounts = self.host.mounts()?;
         let root = mounts.iter().find(|point| point.ends_with("box/rootfs"));
         let seen = look(root.with_context(|| format!("no root: {mounts:?}"))?);
-        ctr.stop_task("box")?;
-        ctr.delete("box")?;
+        ctr.end("box")?;
         self.check()?;
         seen
     }
