@@ -86,6 +86,8 @@ pub struct Files {
     /// How many lists of files are being fetched that will be wanted first.
     lists: AtomicUsize,
     parts: Parts,
+    /// The file that was asked about last, if it is here: mostly it is opened next.
+    last: Mutex<Option<(usize, File)>>,
     /// Files of so many bytes or more come in part.
     in_part_from: AtomicU64,
     /// Why none of them is served any more.
@@ -168,6 +170,7 @@ impl Files {
             counters: Counters::default(),
             lists: AtomicUsize::new(0),
             parts: Parts::default(),
+            last: Mutex::default(),
             in_part_from: AtomicU64::new(IN_PART),
             refused: OnceLock::new(),
             me: Weak::clone(me),
@@ -202,6 +205,9 @@ impl Files {
         self.check_refused()?;
         let found = self.table.find(ino).ok_or(Error::NotFound)?;
         self.counters.opened.fetch_add(1, Ordering::Relaxed);
+        if let Some((_, file)) = self.last.lock().take_if(|(last, _)| *last == found.number) {
+            return Ok(file);
+        }
         if let Some(file) = self.cache.find(found.digest, found.size)? {
             return Ok(file);
         }
@@ -478,7 +484,16 @@ impl LayerData for Files {
     }
 
     fn is_here(&self, _path: &Path, ino: Ino) -> Result<bool> {
-        Ok(self.find(ino)?.is_some())
+        let Some(found) = self.table.find(ino) else {
+            return Err(Error::NotFound);
+        };
+        self.check_refused()?;
+        let file = self.cache.find(found.digest, found.size)?;
+        let is_here = file.is_some();
+        if let Some(file) = file {
+            *self.last.lock() = Some((found.number, file));
+        }
+        Ok(is_here)
     }
 
     fn open(&self, _path: &Path, ino: Ino) -> Result<File> {
