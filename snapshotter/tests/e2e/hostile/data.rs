@@ -116,7 +116,7 @@ fn no_login_is_logged_or_kept() -> Result<()> {
     let _turn = alone();
     let dir = tempfile::tempdir()?;
     let config = format!(
-        "[lazy]\nhosts = {:?}\ndocker_config = {:?}\n[log]\nlevel = \"debug\"\n",
+        "[lazy]\nfill = false\nhosts = {:?}\ndocker_config = {:?}\n[log]\nlevel = \"debug\"\n",
         dir.path().join("hosts"),
         dir.path().join("config.json")
     );
