@@ -71,6 +71,17 @@ impl Scene {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
+    /// Waits until a host has the files that [`SEEN`] needs.
+    pub(super) fn wait_until_prefetched(&self, host: &Host) -> Result<()> {
+        let cache = host.snapshotter_root().join("cache/files");
+        for (layer, path) in [(0, "bin/busybox"), (0, "etc/name"), (1, "opt/large")] {
+            let name = Digest::of(&fs::read(self.layers[layer].join(path))?).to_hex();
+            let kept = cache.join(&name[..2]).join(&name);
+            wait_for(path, Duration::from_secs(20), || kept.exists())?;
+        }
+        Ok(())
+    }
+
     /// Removing the last image takes its files along.
     fn wait_until_cache_is_empty(&self) -> Result<()> {
         let files = self.host.snapshotter_root().join("cache/files");
@@ -222,12 +233,7 @@ fn what_a_container_has_opened_is_fetched_first_at_the_next_pull() -> Result<()>
         scene.wait_until_cache_is_empty()?;
         // On this host nothing is left of the image but its profile.
         scene.host.ctr.rpull(&image)?;
-        let large = Digest::of(&fs::read(scene.layers[1].join("opt/large"))?).to_hex();
-        let cache = scene.host.snapshotter_root().join("cache/files");
-        let kept = cache.join(&large[..2]).join(&large);
-        wait_for("it was prefetched", Duration::from_secs(20), || {
-            kept.exists() && cache.read_dir().is_ok_and(|dirs| dirs.count() >= 3)
-        })?;
+        scene.wait_until_prefetched(&scene.host)?;
         scene.proxy.set(Fault::Refuse);
         scene.host.ctr.start("again", &image, "")?;
         let again = scene.host.ctr.exec("again", SEEN)?;

@@ -1,8 +1,6 @@
 //! What lies beside an image in the registry: indexes of its layers, and what its containers open first.
 
 use std::collections::HashMap;
-use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lamina_snapshotter::lazy::published::INDEX_TYPE;
@@ -11,7 +9,7 @@ use lamina_snapshotter::registry::{self, Registry};
 use lamina_snapshotter::upper_mode::UpperMode;
 
 use super::alone;
-use super::harness::{Fault, Host, Packing, wait_for};
+use super::harness::{Fault, Host, Packing};
 use super::lazy::{LARGE, LOOK, PATIENCE, SEEN, Scene, expected};
 
 /// A host that believes indexes of all repositories.
@@ -123,12 +121,7 @@ fn another_host_learns_from_the_registry_what_is_opened_first() -> Result<()> {
         format!("[lazy]\npatience_secs = {PATIENCE}\nfill = false\nprofiles = \"shared\"\n");
     let other = Host::start_configured(UpperMode::Union, &config)?;
     other.ctr.rpull(&image)?;
-    let profiles = other.snapshotter_root().join("profiles");
-    let cache = other.snapshotter_root().join("cache/files");
-    wait_for("it was prefetched", Duration::from_secs(20), || {
-        let files = fs::read_dir(&cache).map_or(0, Iterator::count);
-        fs::read_dir(&profiles).is_ok_and(|dir| dir.count() == 1) && files >= 3
-    })?;
+    scene.wait_until_prefetched(&other)?;
     scene.proxy.set(Fault::Refuse);
     other.ctr.start("box", &image, "")?;
     let seen = other.ctr.exec("box", SEEN)?;
