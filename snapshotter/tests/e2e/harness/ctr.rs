@@ -136,7 +136,8 @@ impl Ctr {
             &["images", "remove", "--sync", from, to],
         ];
         for step in steps {
-            output(&mut self.remote(step))?;
+            // ctr-remote's push breaks off at times ("unexpected EOF"); what is done twice does no harm.
+            output(&mut self.remote(step)).or_else(|_| output(&mut self.remote(step)))?;
         }
         Ok(())
     }
