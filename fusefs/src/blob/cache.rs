@@ -235,14 +235,28 @@ impl Cache {
                 return Ok(Err(found));
             }
             // Nobody who runs it may find it open for writing.
+            let size = fstat(&file)?.st_size;
             let file = File::from(reopen(file.as_fd(), OFlags::RDONLY)?);
-            self.keep(&name, &file, digest)?;
+            self.keep(&name, size.cast_unsigned(), digest)?;
             Ok(Ok(file))
         });
         if !matches!(added, Ok(Ok(_))) {
             self.discard(&name);
         }
         added
+    }
+
+    /// Adds a file with these bytes, which the caller knows to have this digest.
+    pub(super) fn put(&self, digest: Digest, bytes: &[u8]) -> Result<()> {
+        let (name, file) = self.start()?;
+        let written = write_all_at(&file, bytes, 0);
+        drop(file);
+        let kept = written.map_err(Error::from);
+        let kept = kept.and_then(|()| self.keep(&name, bytes.len() as u64, digest));
+        if kept.is_err() {
+            self.discard(&name);
+        }
+        kept
     }
 
     /// Starts a file that is not whole yet, open for reading and writing. Whoever started it keeps or
@@ -253,16 +267,23 @@ impl Cache {
         Ok((name, File::from(file)))
     }
 
-    /// Gives a file that was started its name in the cache: its bytes have this digest. Once the cache
-    /// is closed it has none.
-    pub(super) fn keep(&self, name: &str, file: &File, digest: Digest) -> Result<()> {
+    /// Gives a file of `size` bytes that was started its name in the cache: its bytes have this digest.
+    /// Once the cache is closed it has none.
+    pub(super) fn keep(&self, name: &str, size: u64, digest: Digest) -> Result<()> {
         let closed = self.closed.read();
         if *closed {
             return Ok(unlinkat(&self.new, name, AtFlags::empty())?);
         }
         let (dir, last) = place(digest);
-        renameat(&self.new, name, make_dir(&self.files, &dir)?, &last)?;
-        let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+        let path = format!("{dir}/{last}");
+        if let Err(error) = renameat(&self.new, name, &self.files, &path) {
+            if error != Errno::NOENT {
+                return Err(error.into());
+            }
+            // The first of its directory.
+            make_dir(&self.files, &dir)?;
+            renameat(&self.new, name, &self.files, &path)?;
+        }
         self.added.fetch_add(size, Ordering::Relaxed);
         Ok(())
     }

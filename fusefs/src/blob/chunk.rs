@@ -5,20 +5,18 @@ use std::io::{self, Read};
 use flate2::bufread::GzDecoder;
 
 use super::Flaw;
-use super::checkpoints::{Checkpoint, inflate_from};
+use super::checkpoints::Resumed;
 use super::digest::Digest;
 use super::entry::Chunk;
 use super::limits::{Cap, Limits};
 
 /// How the stretch of a chunk is to be read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Packing<'c> {
+pub(crate) enum Packing {
     /// It is one gzip member, or begins as one.
     Member,
     /// It is zstd frames.
     Frames,
-    /// It begins at a checkpoint.
-    After(&'c Checkpoint),
 }
 
 /// Makes a chunk's bytes of the stretch of the blob that has them, and answers them only if they
@@ -26,22 +24,44 @@ pub(crate) enum Packing<'c> {
 pub(crate) fn unpack(
     chunk: &Chunk,
     stretch: &[u8],
-    packing: Packing<'_>,
+    packing: Packing,
     limits: &Limits,
+) -> Result<Vec<u8>, Flaw> {
+    verified(chunk, limits, |len| match packing {
+        Packing::Member => read(GzDecoder::new(stretch), chunk),
+        // In one piece: whatever window a frame asks for, it takes no more memory than this.
+        Packing::Frames => {
+            let most = usize::try_from(chunk.skip).map_or(usize::MAX, |skip| skip + len);
+            read(&zstd::bulk::decompress(stretch, most)?[..], chunk)
+        }
+    })
+}
+
+/// The same of a stretch that begins at a checkpoint, where inflating has begun.
+pub(crate) fn unpack_after(
+    chunk: &Chunk,
+    stretch: &[u8],
+    from: &mut Resumed,
+    limits: &Limits,
+) -> Result<Vec<u8>, Flaw> {
+    verified(chunk, limits, |len| {
+        from.read(stretch, chunk.skip, len).map(<[u8]>::to_vec)
+    })
+}
+
+/// The bytes that `unpack` makes of a chunk, if they are no more than is allowed and the right ones. It is
+/// told how many they are.
+fn verified(
+    chunk: &Chunk,
+    limits: &Limits,
+    unpack: impl FnOnce(usize) -> io::Result<Vec<u8>>,
 ) -> Result<Vec<u8>, Flaw> {
     let what = "a chunk";
     if chunk.len.max(chunk.skip) > limits.chunk_bytes {
         return Err(limits.exceeded(Cap::Chunk));
     }
-    let length = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-    let bytes = match packing {
-        Packing::Member => read(GzDecoder::new(stretch), chunk),
-        // In one piece: whatever window a frame asks for, it takes no more memory than this.
-        Packing::Frames => zstd::bulk::decompress(stretch, length(chunk.skip + chunk.len))
-            .and_then(|bytes| read(&bytes[..], chunk)),
-        Packing::After(point) => inflate_from(point, stretch, chunk.skip, length(chunk.len)),
-    };
-    let bytes = bytes.map_err(|source| Flaw::Compression { what, source })?;
+    let len = usize::try_from(chunk.len).unwrap_or(usize::MAX);
+    let bytes = unpack(len).map_err(|source| Flaw::Compression { what, source })?;
     let found = Digest::of(&bytes);
     if found != chunk.digest {
         return Err(Flaw::Digest {

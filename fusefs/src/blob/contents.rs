@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use super::checkpoints::{Checkpoint, Inflating};
+use super::checkpoints::{Checkpoint, Inflating, Places};
 use super::digest::Digest;
 use super::entry::{Chunk, Data, Told, What};
 use super::footer::Toc;
@@ -24,7 +24,7 @@ const CHUNK: usize = 1 << 20;
 const REPACKED: i32 = 1;
 /// Bytes of output between two checkpoints of an ordinary blob, at least: what is inflated in vain
 /// for a small file, against 10 to 30 KiB that each costs in the table.
-const APART: u64 = 2 << 20;
+const APART: u64 = 1 << 20;
 /// The most bytes of output that are inflated in vain for a chunk.
 const IN_VAIN: u64 = 64 << 20;
 
@@ -80,19 +80,19 @@ impl Contents {
         let mut archive = Archive::new(Hashing::of(capped), limits);
         let mut entries = read_entries(&mut archive, limits, |_, _| Ok(()))?;
         let (capped, diff_id, _) = archive.finish().finish();
-        let (blob, checkpoints) = capped.from.finish();
-        let (_, digest, size) = blob.finish();
+        let (blob, places) = capped.from.finish();
+        let (_, digest, _) = blob.finish();
         for told in &mut entries {
             if let What::Regular(data) = &mut told.what {
                 for chunk in &mut data.chunks {
-                    place(chunk, &checkpoints, size)?;
+                    place(chunk, &places)?;
                 }
             }
         }
         let contents = Contents {
             tree: Tree::new(entries, limits)?,
             compression: Compression::Checkpoints,
-            checkpoints,
+            checkpoints: places.checkpoints,
             prefetch: 0,
             identity: digest,
         };
@@ -277,14 +277,11 @@ pub(super) fn read_data<R: Read>(
     Ok(())
 }
 
-/// Says of a chunk, of which the place in the archive is known, where it is in a blob of `size` bytes.
-fn place(chunk: &mut Chunk, checkpoints: &[Checkpoint], size: u64) -> Result<(), Flaw> {
+/// Says of a chunk, of which the place in the archive is known, where it is in the blob.
+fn place(chunk: &mut Chunk, places: &Places) -> Result<(), Flaw> {
     let Range { start, end } = chunk.stretch;
-    let behind = checkpoints.partition_point(|point| point.output <= start);
-    let next = checkpoints.partition_point(|point| point.output < end);
-    // The first checkpoint is at the beginning.
-    if let Some(point) = behind.checked_sub(1).and_then(|last| checkpoints.get(last)) {
-        chunk.stretch = point.start()..checkpoints.get(next).map_or(size, |next| next.blob);
+    if let (Some(point), Some(end)) = (places.before(start), places.end(end)) {
+        chunk.stretch = point.start()..end;
         chunk.skip = start - point.output;
     }
     // A block of deflate may be as long as its maker likes.

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +20,8 @@ use parking_lot::{Condvar, Mutex};
 
 use self::part::{IN_PART, Parts, arriving, complete};
 use super::cache::Cache;
-use super::chunk::{Packing, unpack};
+use super::checkpoints::Resumed;
+use super::chunk::{Packing, unpack, unpack_after};
 use super::digest::Digest;
 use super::limits::{Cap, Limits};
 use super::table::{Found, Table};
@@ -31,8 +33,8 @@ use crate::types::Ino;
 
 /// The most bytes of a blob that are asked for at once, if a chunk is no larger.
 const JOINED: u64 = 8 << 20;
-/// So many bytes are asked for if less is wanted, and what follows lies closely behind: in the time of a
-/// round trip a link carries about as much. Files that are opened one after the other often lie so.
+/// So many bytes come if less is wanted, and other files lie close behind: in the time of a round trip a
+/// link carries about as much. Files that are opened one after the other often lie so.
 const AHEAD: u64 = 1 << 20;
 /// So many bytes that nobody wants are read along rather than asking twice.
 const GAP: u64 = 64 << 10;
@@ -130,8 +132,8 @@ pub struct Here {
 struct Have {
     range: Range<u64>,
     bytes: Vec<u8>,
-    /// How much is asked for at once, if a chunk is no larger.
-    most: u64,
+    /// What was inflated of it, from the checkpoint on that was last begun at.
+    inflated: Option<Resumed>,
 }
 
 impl Default for Have {
@@ -139,7 +141,7 @@ impl Default for Have {
         Have {
             range: 0..0,
             bytes: Vec::new(),
-            most: JOINED,
+            inflated: None,
         }
     }
 }
@@ -225,44 +227,89 @@ impl Files {
         self.counters.slowest.fetch_max(nanos, Ordering::Relaxed);
     }
 
-    /// Fetches a file that somebody waits for, and those behind it that came along.
+    /// Fetches a file that somebody waits for. A second request brings those that lie close behind it,
+    /// which nobody waits for.
     fn fetch_ahead(&self, found: &Found) -> Result<File> {
-        let mut have = Have::default();
         // Where it is known what will be wanted next, that is under way.
-        if !self.source.is_far() || self.lists.load(Ordering::Relaxed) > 0 {
-            return self.fetch_found(found, found.chunks.end, &mut have);
-        }
-        have.most = AHEAD;
-        let file = self.fetch_found(found, self.table.chunks(), &mut have)?;
-        let coming = self.coming(found.number + 1, &have)?;
-        let Some(files) = self.me.upgrade().filter(|_| !coming.is_empty()) else {
-            return Ok(file);
+        let is_alone = !self.source.is_far() || self.lists.load(Ordering::Relaxed) > 0;
+        let extent = self.extent(found).filter(|_| !is_alone);
+        let Some(extent) = extent.filter(|extent| extent.end - extent.start < AHEAD) else {
+            return self.fetch_found(found, found.chunks.end, &mut Have::default());
         };
-        let keep = move || {
-            for (found, landing) in coming {
-                // What is wrong with it is said to whoever waits for it.
-                let _ = files.land(&found, found.chunks.end, &mut have, &landing);
+        // Nobody who leads waits for somebody else, or two might wait for each other.
+        let flight = match self.flights.join(found.digest) {
+            Role::Lead(flight) => flight,
+            Role::Wait(_) => {
+                return self.fetch_found(found, found.chunks.end, &mut Have::default());
             }
         };
-        let started = thread::Builder::new()
-            .name("lamina-ahead".to_owned())
-            .spawn(keep);
-        if let Err(error) = started {
-            tracing::debug!(%error, "what came along is not kept");
+        let landing = self.landing(found.digest, flight);
+        if let Some(file) = self.cache.find(found.digest, found.size)? {
+            return Ok(file);
         }
-        Ok(file)
+        let (sender, own) = sync_channel(1);
+        self.fetch_along(self.close_to(found, &extent)?, extent.end, own);
+        let mut have = Have::default();
+        let file = self.land(found, found.chunks.end, &mut have, &landing);
+        // If nothing comes along, nobody wants it.
+        let _ = sender.send(have);
+        file
     }
 
-    /// The files from this number on that came along with what was read, and are not here. Whoever wants
-    /// one of them from now on waits for it.
-    fn coming(&self, first: usize, have: &Have) -> Result<Vec<(Found, Landing)>> {
-        let mut coming = Vec::new();
-        for number in first..self.table.files().end {
-            let found = self.table.file(number);
-            let mut chunks = found.chunks.clone().map(|chunk| self.table.chunk(chunk));
-            if !chunks.all(|chunk| have.holds(&chunk.stretch)) {
-                break;
+    /// Fetches files on a thread, from `start` on in the blob. `own` is what is read meanwhile of what
+    /// lies before.
+    fn fetch_along(&self, coming: Vec<(Found, Landing)>, start: u64, own: Receiver<Have>) {
+        let ends = coming.iter().filter_map(|(found, _)| self.extent(found));
+        let Some((files, end)) = self.me.upgrade().zip(ends.map(|range| range.end).max()) else {
+            return;
+        };
+        let fetch = move || {
+            // What is wrong is said to whoever waits for one of them, and reads it anew.
+            let rest = if start < end {
+                files.have(start..end).ok()
+            } else {
+                None
+            };
+            let Ok(mut have) = own.recv() else { return };
+            if let Some(rest) = rest.filter(|rest| rest.range.start == have.range.end) {
+                have.range.end = rest.range.end;
+                have.bytes.extend_from_slice(&rest.bytes);
             }
+            for (found, landing) in coming {
+                let extent = files.extent(&found);
+                if extent.is_some_and(|extent| have.holds(&extent)) {
+                    let _ = files.land(&found, found.chunks.end, &mut have, &landing);
+                }
+            }
+        };
+        let name = "lamina-ahead".to_owned();
+        if let Err(error) = thread::Builder::new().name(name).spawn(fetch) {
+            tracing::debug!(%error, "nothing is fetched along");
+        }
+    }
+
+    /// The files close behind one, and those that are inflated to get at it, if they are not here. Whoever
+    /// wants one of them from now on waits for it.
+    fn close_to(&self, found: &Found, extent: &Range<u64>) -> Result<Vec<(Found, Landing)>> {
+        let mut end = extent.end;
+        let behind = (found.number + 1..self.table.files().end).map_while(|number| {
+            let next = self.table.file(number);
+            let Some(place) = self.extent(&next) else {
+                return Some(next);
+            };
+            let is_close = extent.start <= place.start && place.start <= end.saturating_add(GAP);
+            end = end.max(place.end);
+            (is_close && end - extent.start <= AHEAD).then_some(next)
+        });
+        let before = (0..found.number).rev().map_while(|number| {
+            let last = self.table.file(number);
+            let place = self.extent(&last);
+            let is_within =
+                |place: Range<u64>| extent.start <= place.start && place.end <= extent.end;
+            place.is_none_or(is_within).then_some(last)
+        });
+        let mut coming = Vec::new();
+        for found in before.chain(behind) {
             if !self.cache.holds_file(found.digest)?
                 && let Role::Lead(flight) = self.flights.join(found.digest)
             {
@@ -382,7 +429,7 @@ impl Files {
     /// Fetches a file into the cache.
     fn load(&self, found: &Found, end: usize, have: &mut Have) -> Result<File> {
         let pieces = found.chunks.clone().map(|number| {
-            let piece = self.piece(number, (found.chunks.end, end), have);
+            let piece = self.piece(number, end, have);
             piece.map_err(|flaw| self.failed(Arc::new(flaw)))
         });
         self.cache.add(found.digest, pieces)?.map_err(|other| {
@@ -394,51 +441,59 @@ impl Files {
         })
     }
 
-    /// The bytes of a chunk of a file that ends with the chunk before `own_end`. `have`: the stretch of
-    /// the blob that was read last.
-    fn piece(
-        &self,
-        number: usize,
-        (own_end, end): (usize, usize),
-        have: &mut Have,
-    ) -> Result<Vec<u8>, Flaw> {
+    /// The bytes of a chunk. `have`: the stretch of the blob that was read last; what follows closely of
+    /// the chunks before `end` is read along.
+    fn piece(&self, number: usize, end: usize, have: &mut Have) -> Result<Vec<u8>, Flaw> {
         let chunk = self.table.chunk(number);
         let wanted = chunk.stretch.clone();
         if !have.holds(&wanted) {
             let mut range = wanted.clone();
-            // The chunks of the file itself come in large pieces, what is behind it only along.
             for next in number + 1..end {
                 let next_stretch = self.table.chunk(next).stretch;
-                let most = if next < own_end { JOINED } else { have.most };
                 let is_close =
                     range.start <= next_stretch.start && next_stretch.start <= range.end + GAP;
-                if !is_close || next_stretch.end.saturating_sub(range.start) > most {
+                if !is_close || next_stretch.end.saturating_sub(range.start) > JOINED {
                     break;
                 }
                 range.end = range.end.max(next_stretch.end);
             }
+            have.inflated = None;
             have.bytes = self.read(range.clone())?;
             have.range = range;
         }
         let offset = |at: u64| usize::try_from(at - have.range.start).unwrap_or(usize::MAX);
-        let stretch = have.bytes.get(offset(wanted.start)..offset(wanted.end));
-        let stretch = stretch.unwrap_or_default();
-        let point;
         let packing = match self.table.compression() {
             Compression::Gzip => Packing::Member,
             Compression::Zstd => Packing::Frames,
             Compression::Checkpoints => {
-                point = self
-                    .table
-                    .checkpoint(wanted.start)
-                    .ok_or_else(|| Flaw::Compression {
-                        what: "a chunk",
-                        source: io::Error::other("it has no checkpoint"),
-                    })?;
-                Packing::After(&point)
+                // What is behind the chunk may be wanted next.
+                let stretch = have.bytes.get(offset(wanted.start)..).unwrap_or_default();
+                let before = have.inflated.take();
+                let resumed = match before.filter(|before| before.is_of(wanted.start)) {
+                    Some(before) => before,
+                    None => self.resume(wanted.start, stretch)?,
+                };
+                let resumed = have.inflated.insert(resumed);
+                return unpack_after(&chunk, stretch, resumed, &self.limits);
             }
         };
+        let stretch = have
+            .bytes
+            .get(offset(wanted.start)..offset(wanted.end))
+            .unwrap_or_default();
         unpack(&chunk, stretch, packing, &self.limits)
+    }
+
+    /// Begins to inflate at the checkpoint whose bytes begin there in the blob.
+    fn resume(&self, start: u64, stretch: &[u8]) -> Result<Resumed, Flaw> {
+        let point = self.table.checkpoint(start);
+        let resumed = point
+            .ok_or_else(|| io::Error::other("it has no checkpoint"))
+            .and_then(|point| Resumed::at(&point, stretch));
+        resumed.map_err(|source| Flaw::Compression {
+            what: "a chunk",
+            source,
+        })
     }
 
     /// A stretch of the blob, read now.

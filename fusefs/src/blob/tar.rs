@@ -117,6 +117,18 @@ impl<R: Read> Archive<R> {
         Ok(count)
     }
 
+    /// Fills a buffer with data of the entry; an error, if it has no more so many.
+    pub(crate) fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), Flaw> {
+        while !buffer.is_empty() {
+            let count = self.read(buffer)?;
+            if count == 0 {
+                return Err(flaw(b"", "a file is shorter than its size"));
+            }
+            buffer = buffer.get_mut(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
     fn entry(&mut self, header: &Header, extended: Extended) -> Result<Told, Flaw> {
         self.entries += 1;
         if self.entries > self.limits.entries {

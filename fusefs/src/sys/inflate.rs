@@ -48,6 +48,11 @@ pub(crate) enum At {
     End,
 }
 
+// SAFETY: the stream and what it points to belong to this value alone, and zlib ties neither to a
+// thread; that two use it at a time is ruled out by `&mut` (zlib's FAQ, "Is zlib thread-safe?").
+#[allow(unsafe_code)]
+unsafe impl Send for Inflater {}
+
 impl Inflater {
     /// A gzip member (RFC 1952), from its header on. Its checksum is verified.
     pub(crate) fn gzip() -> io::Result<Inflater> {

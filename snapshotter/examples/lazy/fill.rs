@@ -2,12 +2,13 @@
 
 use anyhow::{Context as _, Result};
 use lamina_snapshotter::upper_mode::UpperMode;
+use rustix::fs::sync;
 
-use crate::harness::{Host, Proxy};
+use crate::harness::{Host, Packing, Proxy};
 use crate::images::Images;
-use crate::say;
-use crate::starts::{LINK, QUIET, WATCH_LIMIT};
+use crate::starts::{IMPORT, LINK, QUIET, WATCH_LIMIT};
 use crate::watch::Watch;
+use crate::{Arguments, say};
 
 /// Name, repository.
 const FORMATS: [(&str, &str); 3] = [
@@ -15,6 +16,12 @@ const FORMATS: [(&str, &str); 3] = [
     ("zstd:chunked", "zstd-chunked"),
     ("gzip with an index in the registry", "gzip"),
 ];
+
+/// Makes the images, and measures that alone.
+pub(crate) fn measure_alone(asked: &Arguments) -> Result<()> {
+    let images = Images::pack(&asked.archive, &Packing::ALL, Some(IMPORT.script))?;
+    measure(&images, asked.rounds)
+}
 
 /// Pulls each format so many times, starts nothing, and prints the least that was used of the link.
 pub(crate) fn measure(images: &Images, rounds: usize) -> Result<()> {
@@ -28,6 +35,8 @@ pub(crate) fn measure(images: &Images, rounds: usize) -> Result<()> {
         for _ in 0..rounds {
             let host = Host::start_configured(UpperMode::Union, "[lazy]\nindexes = [\"*\"]\n")?;
             let proxy = Proxy::start_behind(images.registry.port(), Some(LINK))?;
+            // Nothing of what was before is written meanwhile.
+            sync();
             host.ctr.rpull(&format!("{}/{image}:t", proxy.address()))?;
             let samples = Watch::begin(&proxy).until_quiet(QUIET, WATCH_LIMIT)?;
             let (end, bytes) = samples.last().copied().context("nothing came")?;

@@ -1,9 +1,9 @@
 //! A container that starts before its image is here: the same image, pulled as ever and lazily, over
 //! the same slow link. `scripts/demo --lazy` and `scripts/bench lazy` run this.
 //!
-//! `lazy [--rounds N] [--only TEXT] [--plot FILE] ARCHIVE` times cold starts; `lazy --steady ARCHIVE` works
-//! in containers whose image has come, and `lazy --memory [--copies N] ARCHIVE` shows what many images
-//! take. ARCHIVE is an uncompressed archive, or a directory, of a root with python3 and numpy; `--only`
+//! `lazy [--rounds N] [--only TEXT] [--plot FILE] ARCHIVE` times cold starts, and `lazy --fill ARCHIVE` how
+//! fast an image comes while nothing runs; `lazy --steady ARCHIVE` works in containers whose image has come,
+//! and `lazy --memory [--copies N] ARCHIVE` shows what many images take. ARCHIVE is an uncompressed archive, or a directory, of a root with python3 and numpy; `--only`
 //! leaves those whose names have this text, beside overlayfs. With `STARGZ_BIN`, stargz-snapshotter's
 //! daemon, that runs too.
 
@@ -27,7 +27,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 const USAGE: &str = "usage: lazy [--rounds N] [--only TEXT] [--plot FILE] ARCHIVE, \
-    lazy --steady [--rounds N] ARCHIVE, or lazy --memory [--copies N] ARCHIVE";
+    lazy --fill [--rounds N] ARCHIVE, lazy --steady [--rounds N] ARCHIVE, or lazy --memory [--copies N] ARCHIVE";
 
 /// What is asked for.
 struct Arguments {
@@ -40,7 +40,7 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let mut args = env::args().skip(1);
-    let (mut is_memory, mut is_steady) = (false, false);
+    let mut what: fn(&Arguments) -> Result<()> = starts::measure;
     let mut archive = None;
     let mut asked = Arguments {
         rounds: 1,
@@ -56,17 +56,14 @@ fn main() -> Result<()> {
             "--only" => asked.only = value()?,
             "--plot" => asked.plot = Some(value()?.into()),
             "--copies" => asked.copies = value()?.parse()?,
-            "--memory" => is_memory = true,
-            "--steady" => is_steady = true,
+            "--fill" => what = fill::measure_alone,
+            "--memory" => what = memory::measure,
+            "--steady" => what = steady::measure,
             _ => archive = Some(PathBuf::from(arg)),
         }
     }
     asked.archive = archive.context(USAGE)?;
-    match (is_memory, is_steady) {
-        (true, _) => memory::measure(&asked),
-        (_, true) => steady::measure(&asked),
-        _ => starts::measure(&asked),
-    }
+    what(&asked)
 }
 
 fn median(all: impl Iterator<Item = Duration>) -> Duration {

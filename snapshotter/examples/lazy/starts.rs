@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lamina_snapshotter::upper_mode::UpperMode;
+use rustix::fs::sync;
 
 use crate::harness::{Fault, Host, Link, Packing, Proxy, Registry, Stargz, wait_for};
 use crate::images::{Images, OPTIMIZED};
@@ -25,12 +26,12 @@ pub(crate) const QUIET: Duration = Duration::from_secs(3);
 /// What a container does, and its first line.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(crate) struct Task {
-    script: &'static str,
+    pub(crate) script: &'static str,
     line: &'static str,
 }
 
 /// A program starts.
-const IMPORT: Task = Task {
+pub(crate) const IMPORT: Task = Task {
     script: "exec python3 -c 'import numpy; print(int(numpy.arange(5).sum()))'",
     line: "10",
 };
@@ -218,6 +219,8 @@ fn start(contender: Contender, task: Task, registry: &Registry) -> Result<Taken>
         Who::Stargz => host.ctr.with_snapshotter(Stargz::NAME),
         Who::Lamina { .. } => host.ctr.with_snapshotter("lamina"),
     };
+    // Nothing of what was before is written meanwhile.
+    sync();
     let watch = Watch::begin(&proxy);
     match contender.who {
         Who::Overlayfs => ctr.pull(&image)?,

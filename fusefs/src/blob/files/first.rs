@@ -92,7 +92,7 @@ impl Files {
     }
 
     /// Where in the blob a file lies; `None`: it has no bytes.
-    fn extent(&self, found: &Found) -> Option<Range<u64>> {
+    pub(super) fn extent(&self, found: &Found) -> Option<Range<u64>> {
         let chunks = found.chunks.clone();
         let stretches = chunks.map(|number| self.table.chunk(number).stretch);
         stretches.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end))

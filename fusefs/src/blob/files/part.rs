@@ -268,7 +268,7 @@ impl Arrival {
                 bytes
             } else {
                 let end = first + end;
-                let piece = self.files.piece(number, (end, end), &mut have);
+                let piece = self.files.piece(number, end, &mut have);
                 piece.map_err(|flaw| self.files.failed(Arc::new(flaw)))?
             };
             let writer = {
@@ -292,7 +292,7 @@ impl Arrival {
         let found = digest_of(&part.file)?;
         let mut state = part.state.lock();
         if found == part.found.digest {
-            part.cache.keep(&part.name, &part.file, found)?;
+            part.cache.keep(&part.name, part.found.size, found)?;
             state.writer = None;
         } else {
             tracing::error!(

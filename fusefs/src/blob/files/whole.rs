@@ -2,8 +2,8 @@
 //! image says is known afterwards.
 //!
 //! ```text
-//! whoever fetches → raw bytes → [hash, decompress] → blocks → [hash, read as an archive, hash and
-//!                               a thread of its own           write files] the caller's thread
+//! whoever fetches → raw bytes → [hash, decompress, hash] → blocks → [read as an archive, hash and
+//!                               a thread of its own                  write files] the caller's thread
 //! ```
 //!
 //! The blocks are few at a time, so that neither side runs far ahead. Of two things nothing is believed
@@ -113,12 +113,12 @@ impl Files {
             Ok(read) => Ok(read),
         };
         let raw = raw.unwrap_or_else(|_| Err(io::Error::other("the thread that unpacks it died")));
-        let digest = raw.map_err(|error| self.failed(Flaw::Source(error).into()))?;
+        let (digest, diff_id) = raw.map_err(|error| self.failed(Flaw::Source(error).into()))?;
         if digest != promised.digest {
             return Ok(Whole::OtherBlob(digest));
         }
-        let (tree, diff_id) = match read {
-            Ok(read) => read,
+        let tree = match read {
+            Ok(tree) => tree,
             Err(flaw) => return Ok(Whole::Lie(flaw)),
         };
         if diff_id != promised.diff_id {
@@ -132,11 +132,11 @@ impl Files {
         Ok(difference.map_or(Whole::Right, Whole::Lie))
     }
 
-    /// Reads the archive to its end, and keeps its files. Answers its tree and its digest.
-    fn read_archive(&self, blocks: Blocks, index: &Index) -> Result<(Tree, Digest), Broken> {
+    /// Reads the archive to its end, and keeps its files. Answers its tree.
+    fn read_archive(&self, blocks: Blocks, index: &Index) -> Result<Tree, Broken> {
         let mut archive = Archive::new(blocks, &self.limits);
         let mut entries = Vec::new();
-        let mut keeping = None;
+        let mut buffer = vec![0; BLOCK];
         while let Some(mut told) = archive.next_entry()? {
             if self.table.compression() == Compression::Gzip
                 && toc::is_of_format(told.name.as_encoded_bytes())
@@ -151,16 +151,15 @@ impl Files {
                 let found = found.filter(|found| found.size == data.size);
                 let digest = match found {
                     Some(found) if self.is_wanted(&found).map_err(Broken::Here)? => {
-                        self.keep(&mut archive, &found)?
+                        self.keep(&mut archive, &found, &mut buffer)?
                     }
-                    _ => hash(&mut archive, keeping.get_or_insert_with(|| vec![0; BLOCK]))?,
+                    _ => hash(&mut archive, &mut buffer)?,
                 };
                 data.digest = Some(digest);
             }
             entries.push(told);
         }
-        let diff_id = Digest::from(archive.finish().hash);
-        Ok((Tree::new(entries, &self.limits)?, diff_id))
+        Ok(Tree::new(entries, &self.limits)?)
     }
 
     /// Whether a file is not here, and nobody fetches it.
@@ -170,28 +169,38 @@ impl Files {
 
     /// Writes the data of the archive's entry into the cache, if they are the right ones, and answers
     /// the digest that they have.
-    fn keep(&self, archive: &mut Archive<Blocks>, found: &Found) -> Result<Digest, Broken> {
-        let mut flaw = None;
-        let mut landing = None;
-        let most = usize::try_from(found.size).unwrap_or(BLOCK).clamp(1, BLOCK);
-        let pieces = std::iter::from_fn(|| {
-            let mut piece = vec![0; most];
-            match archive.read(&mut piece) {
-                Ok(0) => {
-                    // Whoever comes now waits until it has its name, and not longer.
-                    if let Role::Lead(flight) = self.flights.join(found.digest) {
-                        landing = Some(self.landing(found.digest, flight));
-                    }
-                    None
-                }
-                Ok(count) => {
-                    piece.truncate(count);
-                    Some(Ok(piece))
-                }
-                Err(error) => {
-                    flaw = Some(error);
-                    Some(Err(Error::Io(io::ErrorKind::InvalidData.into())))
-                }
+    fn keep(
+        &self,
+        archive: &mut Archive<Blocks>,
+        found: &Found,
+        buffer: &mut [u8],
+    ) -> Result<Digest, Broken> {
+        // Whoever comes when all is read waits until it has its name, and not longer.
+        let land = || match self.flights.join(found.digest) {
+            Role::Lead(flight) => Some(self.landing(found.digest, flight)),
+            Role::Wait(_) => None,
+        };
+        // Most files are small.
+        let room = usize::try_from(found.size).ok();
+        if let Some(bytes) = room.and_then(|size| buffer.get_mut(..size)) {
+            archive.read_exact(bytes)?;
+            let digest = Digest::of(bytes);
+            if digest == found.digest {
+                let _landing = land();
+                self.cache.put(digest, bytes).map_err(Broken::Here)?;
+            }
+            return Ok(digest);
+        }
+        let (mut flaw, mut landing) = (None, None);
+        let pieces = std::iter::from_fn(|| match archive.read(buffer) {
+            Ok(0) => {
+                landing = land();
+                None
+            }
+            Ok(count) => Some(Ok(buffer.get(..count).unwrap_or_default().to_vec())),
+            Err(error) => {
+                flaw = Some(error);
+                Some(Err(Error::Io(io::ErrorKind::InvalidData.into())))
             }
         });
         let added = self.cache.add(found.digest, pieces);
@@ -255,20 +264,26 @@ impl<R: Read> Read for Raw<'_, R> {
 }
 
 /// Decompresses the blob into blocks, and reads it to its end whatever becomes of those. Answers its
-/// digest.
+/// digest, and that of all blocks.
 fn decompress<R: Read>(
     mut raw: Raw<'_, R>,
     compression: Compression,
     to: &SyncSender<io::Result<Vec<u8>>>,
-) -> io::Result<Digest> {
-    let blocks = blocks(BufReader::with_capacity(INPUT, &mut raw), compression, to);
+) -> io::Result<(Digest, Digest)> {
+    let mut hash = Sha256::new();
+    let blocks = blocks(
+        BufReader::with_capacity(INPUT, &mut raw),
+        compression,
+        &mut hash,
+        to,
+    );
     if let Err(error) = blocks {
         // If nobody reads on, nobody has to know.
         let _ = to.send(Err(error));
     }
     let rest = io::copy(&mut raw, &mut io::sink());
     match raw.failed.map_or(rest, Err) {
-        Ok(_) => Ok(Digest::from(raw.hash)),
+        Ok(_) => Ok((Digest::from(raw.hash), Digest::from(hash))),
         Err(error) => Err(error),
     }
 }
@@ -277,34 +292,44 @@ fn decompress<R: Read>(
 fn blocks(
     raw: BufReader<impl Read>,
     compression: Compression,
+    hash: &mut Sha256,
     to: &SyncSender<io::Result<Vec<u8>>>,
 ) -> io::Result<()> {
     match compression {
-        Compression::Gzip | Compression::Checkpoints => send_all(MultiGzDecoder::new(raw), to),
+        Compression::Gzip | Compression::Checkpoints => {
+            send_all(MultiGzDecoder::new(raw), hash, to)
+        }
         Compression::Zstd => {
             let mut archive = zstd::Decoder::with_buffer(raw)?;
             archive.window_log_max(WINDOW_LOG)?;
-            send_all(archive, to)
+            send_all(archive, hash, to)
         }
     }
 }
 
-fn send_all(archive: impl Read, to: &SyncSender<io::Result<Vec<u8>>>) -> io::Result<()> {
+fn send_all(
+    archive: impl Read,
+    hash: &mut Sha256,
+    to: &SyncSender<io::Result<Vec<u8>>>,
+) -> io::Result<()> {
     let mut archive = archive.take(0);
     loop {
         let mut block = Vec::with_capacity(BLOCK);
         archive.set_limit(BLOCK as u64);
-        if archive.read_to_end(&mut block)? == 0 || to.send(Ok(block)).is_err() {
+        if archive.read_to_end(&mut block)? == 0 {
+            return Ok(());
+        }
+        hash.update(&block);
+        if to.send(Ok(block)).is_err() {
             return Ok(());
         }
     }
 }
 
-/// The archive, which is hashed as it is read.
+/// The archive.
 struct Blocks {
     from: Receiver<io::Result<Vec<u8>>>,
     block: io::Cursor<Vec<u8>>,
-    hash: Sha256,
 }
 
 impl Blocks {
@@ -312,7 +337,6 @@ impl Blocks {
         Blocks {
             from,
             block: io::Cursor::default(),
-            hash: Sha256::new(),
         }
     }
 }
@@ -327,9 +351,7 @@ impl Read for Blocks {
             let Ok(block) = self.from.recv() else {
                 return Ok(0);
             };
-            let block = block?;
-            self.hash.update(&block);
-            self.block = io::Cursor::new(block);
+            self.block = io::Cursor::new(block?);
         }
     }
 }

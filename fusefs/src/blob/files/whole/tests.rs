@@ -582,7 +582,9 @@ fn neither_side_runs_far_ahead_of_the_other() {
             assert!(block.len() <= BLOCK && block.capacity() <= BLOCK);
         }
         assert_eq!(received, 20);
-        assert_eq!(unpacking.join().unwrap().unwrap(), Digest::of(&packed));
+        let (of_blob, of_archive) = unpacking.join().unwrap().unwrap();
+        assert_eq!(of_blob, Digest::of(&packed));
+        assert_eq!(of_archive, Digest::of(&noise));
     });
 }
 
