@@ -152,6 +152,11 @@ impl Registry {
         }
     }
 
+    /// The most bytes of a manifest, an index or a configuration.
+    pub(crate) fn manifest_bytes(&self) -> u64 {
+        self.manifest_bytes
+    }
+
     /// Asks all endpoints of a registry in turn, and again while the failure may pass and there is
     /// time.
     pub(crate) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, RegistryError> {
