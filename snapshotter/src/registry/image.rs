@@ -63,6 +63,16 @@ pub struct Images(Mutex<HashMap<String, Slot>>);
 impl Images {
     /// The image of this name. Whoever asks at the same time waits for the same answer.
     pub fn get(&self, registry: &Registry, name: &str) -> Result<Arc<Image>, RegistryError> {
+        self.get_but(registry, name, None)
+    }
+
+    /// The same, but never this answer, of which somebody knows that it is out of date.
+    pub fn get_but(
+        &self,
+        registry: &Registry,
+        name: &str,
+        stale: Option<&Arc<Image>>,
+    ) -> Result<Arc<Image>, RegistryError> {
         let slot = {
             let mut images = self.0.lock();
             if images.len() >= IMAGES {
@@ -73,6 +83,7 @@ impl Images {
         let mut known = slot.lock();
         if let Some((since, image)) = &*known
             && since.elapsed() < FRESH
+            && stale.is_none_or(|stale| !Arc::ptr_eq(image, stale))
         {
             return Ok(Arc::clone(image));
         }

@@ -183,6 +183,27 @@ fn a_layer_that_another_namespace_has_is_not_downloaded_again() -> Result<()> {
 }
 
 #[test]
+fn a_tag_that_means_another_image_a_moment_later_is_pulled_lazily_again() -> Result<()> {
+    let _turn = alone();
+    let Some(scene) = Scene::start()? else {
+        return Ok(());
+    };
+    let image = scene.push(Packing::Gzip)?;
+    scene.host.pull(&image)?;
+    fs::write(scene.layers[1].join("opt/later"), "later")?;
+    scene.registry.push(&scene.layers, Packing::Gzip)?;
+    let said = scene.host.pull(&image)?;
+    ensure!(said.contains("1 layers lazy, 0 unpacked, 1 were"), "{said}");
+    scene.host.ctr.start("box", &image, "")?;
+    let seen = scene.host.ctr.exec("box", "cat /opt/later")?;
+    ensure!(seen == "later", "{seen}");
+    scene.host.ctr.end("box")?;
+    scene.host.ctr.remove_image(&image)?;
+    ensure_nothing_is_left(&scene.host)?;
+    scene.host.stop()
+}
+
+#[test]
 fn of_an_image_for_several_platforms_the_one_for_this_host_is_pulled() -> Result<()> {
     let _turn = alone();
     let Some(scene) = Scene::start()? else {
