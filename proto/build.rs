@@ -2,7 +2,11 @@
 
 use std::error::Error;
 
-const PROTOS: [&str; 3] = [
+const PROTOS: [&str; 7] = [
+    "containerd/api/services/content/v1/content.proto",
+    "containerd/api/services/diff/v1/diff.proto",
+    "containerd/api/services/images/v1/images.proto",
+    "containerd/api/services/leases/v1/leases.proto",
     "containerd/api/services/snapshots/v1/snapshots.proto",
     "cri/v1/image.proto",
     "lamina/v1/status.proto",

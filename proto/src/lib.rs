@@ -1,4 +1,5 @@
-//! The gRPC APIs that Lamina serves, as Rust types, servers and clients.
+//! The gRPC APIs that Lamina serves, and those of containerd that it calls, as Rust types, servers and
+//! clients.
 //!
 //! The modules are generated at build time from the files in `protos/` and follow the names of
 //! the protobuf packages, so that [`containerd::services::snapshots::v1`] is the package
@@ -15,8 +16,40 @@ pub use tonic;
 
 /// containerd's packages.
 pub mod containerd {
-    /// The services that containerd calls.
+    /// Its services. That of snapshots is called by containerd, the others by us.
     pub mod services {
+        /// The content store: blobs by digest.
+        pub mod content {
+            /// Version 1, spoken by containerd 1.x and 2.x.
+            #[allow(missing_docs, clippy::pedantic)]
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.content.v1");
+            }
+        }
+        /// Unpacking layers.
+        pub mod diff {
+            /// Version 1, spoken by containerd 1.x and 2.x.
+            #[allow(missing_docs, clippy::pedantic)]
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.diff.v1");
+            }
+        }
+        /// Names of images.
+        pub mod images {
+            /// Version 1, spoken by containerd 1.x and 2.x.
+            #[allow(missing_docs, clippy::pedantic)]
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.images.v1");
+            }
+        }
+        /// What keeps things from being collected.
+        pub mod leases {
+            /// Version 1, spoken by containerd 1.x and 2.x.
+            #[allow(missing_docs, clippy::pedantic)]
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.leases.v1");
+            }
+        }
         /// The snapshots service.
         pub mod snapshots {
             /// Version 1, spoken by containerd 1.x and 2.x.

@@ -5,7 +5,7 @@
 //!
 //! - [`daemon`] opens a root directory and serves it on a socket.
 //! - `service` takes gRPC in and gives gRPC out; nothing else knows gRPC but [`cri`], which passes
-//!   the calls of Kubernetes' image service on, and learns the logins of pulls.
+//!   the calls of Kubernetes' image service on, and learns the logins of pulls, and [`containerd`].
 //! - [`snapshots`] is the verbs, in the order of containerd's API.
 //! - [`filter`] reads the filters of `List`.
 //! - [`store`] remembers the snapshots; [`store::layout`] is every path below the root.
@@ -14,6 +14,8 @@
 //! - [`serve`] keeps the running sessions; `chains` shares one image among them.
 //! - [`lazy`] makes and opens layers that are served without being unpacked, [`registry`] brings
 //!   their bytes.
+//! - [`pull`] brings an image into containerd, as any client of it would, and [`containerd`] is what
+//!   it asks.
 //! - `indexes` keeps what layers and images hold in files beside them.
 //! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
 //!   `dirs` makes and discards the directories of one snapshot (`trees` deletes what containers
@@ -26,6 +28,7 @@ mod chains;
 pub mod check;
 mod cleanup;
 pub mod config;
+pub mod containerd;
 pub mod cri;
 pub mod daemon;
 mod dirs;
@@ -35,6 +38,7 @@ pub mod id_map;
 mod indexes;
 pub mod lazy;
 pub mod mounts;
+pub mod pull;
 pub mod recover;
 pub mod registry;
 pub mod root;

@@ -19,6 +19,7 @@ const RULES: [(&[&str], &[&str]); 5] = [
             "snapshotter/src/service.rs",
             "snapshotter/src/daemon.rs",
             "snapshotter/src/cri.rs",
+            "snapshotter/src/containerd/",
         ],
     ),
     (

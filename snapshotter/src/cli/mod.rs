@@ -4,7 +4,7 @@
 //! - `mount` is a union without containerd (`mount_options` reads its `-o`).
 //! - `status` and `check` look at a root, for people and for programs.
 //! - `cache` is for the files of lazy layers.
-//! - `image` is for images in a registry.
+//! - `image` is for images in a registry, and pulls them into containerd.
 //! - `bench` races against overlayfs on this host.
 //! - `config` prints files to begin with: ours, containerd's, systemd's.
 //!
@@ -61,7 +61,7 @@ enum Command {
     Check(check::CheckArgs),
     /// Look at the cache of lazy layers, make it smaller, or verify it
     Cache(cache::CacheArgs),
-    /// Index an image, or look at what its containers open first
+    /// Pull an image into containerd, index or convert it, or look at what its containers open first
     Image(image::ImageArgs),
     /// Race against overlayfs on this host: a table in about five minutes
     Bench(bench::BenchArgs),

@@ -1,5 +1,7 @@
 //! What containerd says of a layer when it asks for a place to unpack it into.
 
+use std::collections::HashMap;
+
 use crate::store::records::Labels;
 
 /// The chain ID that the snapshot will have when the layer is unpacked (containerd,
@@ -43,6 +45,19 @@ impl Wanted {
             chain_id: chain_id.clone(),
         })
     }
+
+    /// The labels that say so, as containerd's CRI plugin writes them.
+    pub(crate) fn labels(&self) -> HashMap<String, String> {
+        let labels = [
+            (SNAPSHOT_REF, &self.chain_id),
+            (CRI.0, &self.reference),
+            (CRI.1, &self.digest),
+        ];
+        let labels = labels.into_iter();
+        labels
+            .map(|(name, value)| (name.to_owned(), value.clone()))
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -77,5 +92,7 @@ mod tests {
                 assert_eq!(of(&some), None);
             }
         }
+        let written = expected.as_ref().map(Wanted::labels).unwrap_or_default();
+        assert_eq!(Wanted::of(&written.into_iter().collect()), expected);
     }
 }

@@ -28,12 +28,15 @@ pub(super) fn make(
     below: Option<&Image>,
     dir: &Path,
 ) -> Result<Attr, LazyError> {
-    let image = lazy.images.get(&lazy.registry, &wanted.reference)?;
+    let mut image = lazy.images.get(&lazy.registry, &wanted.reference)?;
+    if find(&image, wanted).is_none() {
+        // The tag may have moved since.
+        let (registry, name) = (&lazy.registry, &wanted.reference);
+        image = lazy.images.get_but(registry, name, Some(&image))?;
+    }
     // The manifest says what the table of contents has to be, so it must be the one of this image;
     // and the chain ID is what other images would share the layer by.
-    let layer = image.layers.iter().find(|layer| {
-        layer.digest.to_string() == wanted.digest && layer.chain_id == wanted.chain_id
-    });
+    let layer = find(&image, wanted);
     let layer = layer.ok_or_else(|| LazyError::OtherImage {
         reference: wanted.reference.clone(),
         digest: wanted.digest.clone(),
@@ -93,6 +96,14 @@ pub(super) fn make(
     record.write(&dir.join(BLOB_RECORD))?;
     let root = contents.root();
     root.ok_or_else(|| LazyError::Unfit("it has no root".to_owned()))
+}
+
+/// The layer of an image that containerd means.
+fn find<'i>(image: &'i image::Image, wanted: &Wanted) -> Option<&'i image::Layer> {
+    let mut layers = image.layers.iter();
+    layers.find(|layer| {
+        layer.digest.to_string() == wanted.digest && layer.chain_id == wanted.chain_id
+    })
 }
 
 /// Whether a layer is one that an index of ours is for: gzip without a table of contents.

@@ -20,7 +20,7 @@ pub mod convert;
 pub mod keeper;
 mod labels;
 mod make;
-mod pieces;
+pub(crate) mod pieces;
 pub mod profile;
 pub mod published;
 mod record;

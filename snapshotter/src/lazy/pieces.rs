@@ -49,7 +49,7 @@ impl Gate for Open {
 }
 
 /// The reader.
-pub(super) struct Pieces {
+pub(crate) struct Pieces {
     /// Piece n comes from the thread n modulo their number.
     threads: Vec<Receiver<Result<Vec<u8>, RegistryError>>>,
     next: usize,
@@ -59,7 +59,7 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// Reads a blob as fast as it comes.
-    pub(super) fn of(blob: &RemoteBlob) -> io::Result<Pieces> {
+    pub(crate) fn of(blob: &RemoteBlob) -> io::Result<Pieces> {
         Pieces::through(&(Arc::new(Open) as Arc<dyn Gate>), AWAITED, blob)
     }
 

@@ -1,13 +1,13 @@
-//! A blob of a registry, read in parts.
+//! A blob of a registry, read in parts or whole.
 
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
 use lamina_fusefs::blob::{Digest, Source};
 use oci_spec::distribution::Reference;
 
-use super::{Access, Ask, Registry, RegistryError};
+use super::{Access, Ask, Registry, RegistryError, http};
 
 /// One blob.
 #[derive(Clone, Debug)]
@@ -46,6 +46,21 @@ impl RemoteBlob {
     pub fn part(&self, range: Range<u64>) -> Result<Vec<u8>, RegistryError> {
         self.registry
             .part(&self.reference, self.digest, self.size, range)
+    }
+
+    /// All of it in one answer, read as it comes: for registries that hand out no parts. Nothing is held
+    /// against the digest, and what breaks off is not asked for again.
+    pub fn whole(&self) -> Result<impl Read + Send + use<>, RegistryError> {
+        let ask = Ask {
+            registry: self.reference.registry(),
+            repository: self.reference.repository(),
+            path: format!("blobs/{}", self.digest),
+            accept: "*/*",
+            part: None,
+            most: self.size.saturating_add(1),
+            access: Access::Pull,
+        };
+        self.registry.ask_by(http::open, &ask)
     }
 }
 

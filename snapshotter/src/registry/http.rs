@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use ureq::Agent;
 use ureq::http::{HeaderMap, Request, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, BodyReader};
 
 use super::hosts::{Endpoint, Tls, shown};
 use super::{Ask, RegistryError};
@@ -89,14 +89,60 @@ fn agent(tls: &Tls) -> Result<Agent, RegistryError> {
     Ok(config.build().new_agent())
 }
 
-/// Asks an endpoint for something. A redirection is followed, without the login.
-pub(crate) fn get(
+/// A sort of request that reads something.
+pub(super) type Get<T> =
+    fn(&Agent, &Endpoint, &Ask<'_>, Option<&str>, Instant) -> Result<T, RegistryError>;
+
+/// Asks an endpoint for something.
+pub(super) fn get(
     agent: &Agent,
     endpoint: &Endpoint,
     ask: &Ask<'_>,
     login: Option<&str>,
     deadline: Instant,
 ) -> Result<Answer, RegistryError> {
+    let (mut response, url) = begin(agent, endpoint, ask, login, (Some(left(deadline)), None))?;
+    let range = content_range(response.headers());
+    if ask.part.is_some() && range.is_none() {
+        return Err(RegistryError::Answer {
+            url,
+            what: "it does not say which part of the blob it answers with".to_owned(),
+        });
+    }
+    let body = response.body_mut().with_config().limit(ask.most);
+    let bytes = body.read_to_vec().map_err(|error| match error {
+        ureq::Error::BodyExceedsLimit(_) => RegistryError::TooLarge {
+            url: url.clone(),
+            limit: ask.most,
+        },
+        error => unreachable(&error, &url, endpoint, ask),
+    })?;
+    Ok(Answer { bytes, range, url })
+}
+
+/// Asks an endpoint for something that is read as it comes. The deadline is that of its first byte: it
+/// may take as long as it likes, if it is never silent for long.
+pub(super) fn open(
+    agent: &Agent,
+    endpoint: &Endpoint,
+    ask: &Ask<'_>,
+    login: Option<&str>,
+    deadline: Instant,
+) -> Result<BodyReader<'static>, RegistryError> {
+    let (response, _) = begin(agent, endpoint, ask, login, (None, Some(left(deadline))))?;
+    let body = response.into_body().into_with_config();
+    Ok(body.limit(ask.most).reader())
+}
+
+/// Makes a request and reads the head of its answer, and the URL that may be shown. A redirection is
+/// followed, without the login. The times are those that all of it may take, and until the head is here.
+fn begin(
+    agent: &Agent,
+    endpoint: &Endpoint,
+    ask: &Ask<'_>,
+    login: Option<&str>,
+    (all, head): (Option<Duration>, Option<Duration>),
+) -> Result<(Response<ureq::Body>, String), RegistryError> {
     let asked = endpoint.url(ask.registry, ask.repository, &ask.path);
     let url = shown(&asked);
     let mut request = agent.get(&asked).header("Accept", ask.accept);
@@ -114,30 +160,28 @@ pub(crate) fn get(
     }
     let request = request
         .config()
-        .timeout_global(Some(left(deadline)))
+        .timeout_global(all)
+        .timeout_recv_response(head)
         .build();
-    let unreachable = |error: ureq::Error| RegistryError::Unreachable {
-        url: url.clone(),
-        reason: error.to_string().replace(&asked, &url),
-    };
-    let mut response = request.call().map_err(unreachable)?;
+    let response = request
+        .call()
+        .map_err(|error| unreachable(&error, &url, endpoint, ask))?;
     check(&response, &url, ask.part.is_some())?;
-    let range = content_range(response.headers());
-    if ask.part.is_some() && range.is_none() {
-        return Err(RegistryError::Answer {
-            url,
-            what: "it does not say which part of the blob it answers with".to_owned(),
-        });
+    Ok((response, url))
+}
+
+/// A failure of the connection. What is asked for may be written with a login in it, and is shown without.
+fn unreachable(
+    error: &ureq::Error,
+    url: &str,
+    endpoint: &Endpoint,
+    ask: &Ask<'_>,
+) -> RegistryError {
+    let asked = endpoint.url(ask.registry, ask.repository, &ask.path);
+    RegistryError::Unreachable {
+        url: url.to_owned(),
+        reason: error.to_string().replace(&asked, url),
     }
-    let body = response.body_mut().with_config().limit(ask.most);
-    let bytes = body.read_to_vec().map_err(|error| match error {
-        ureq::Error::BodyExceedsLimit(_) => RegistryError::TooLarge {
-            url: url.clone(),
-            limit: ask.most,
-        },
-        error => unreachable(error),
-    })?;
-    Ok(Answer { bytes, range, url })
 }
 
 /// What a request carries.

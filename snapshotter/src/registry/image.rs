@@ -63,6 +63,16 @@ pub struct Images(Mutex<HashMap<String, Slot>>);
 impl Images {
     /// The image of this name. Whoever asks at the same time waits for the same answer.
     pub fn get(&self, registry: &Registry, name: &str) -> Result<Arc<Image>, RegistryError> {
+        self.get_but(registry, name, None)
+    }
+
+    /// The same, but never this answer, of which somebody knows that it is out of date.
+    pub fn get_but(
+        &self,
+        registry: &Registry,
+        name: &str,
+        stale: Option<&Arc<Image>>,
+    ) -> Result<Arc<Image>, RegistryError> {
         let slot = {
             let mut images = self.0.lock();
             if images.len() >= IMAGES {
@@ -73,6 +83,7 @@ impl Images {
         let mut known = slot.lock();
         if let Some((since, image)) = &*known
             && since.elapsed() < FRESH
+            && stale.is_none_or(|stale| !Arc::ptr_eq(image, stale))
         {
             return Ok(Arc::clone(image));
         }
@@ -85,42 +96,48 @@ impl Images {
 /// Either of what a name may lead to.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Manifest {
+pub(crate) enum Manifest {
+    /// Images for several platforms.
     Index(Box<ImageIndex>),
+    /// One image.
     Image(Box<ImageManifest>),
 }
+
+impl Manifest {
+    /// Reads a manifest or an index; if it is none, says so.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Manifest, String> {
+        serde_json::from_slice(bytes).map_err(|_| "it leads to no manifest of an image".to_owned())
+    }
+}
+
+/// An index may lead to another one, but not for ever: to so many manifests one after the other.
+pub(crate) const DEEPEST: usize = 4;
+
+/// Why an image of too many indexes is none.
+pub(crate) const TOO_DEEP: &str = "its index leads to another index, and so on";
 
 impl Registry {
     /// The image of this name, for the platform of this host.
     pub fn image(&self, name: &str) -> Result<Image, RegistryError> {
         let reference = parse(name)?;
-        let target = reference.digest().or(reference.tag()).unwrap_or("latest");
-        let (mut manifest, mut size_and_digest) = self.manifest(&reference, target)?;
-        // An index may lead to another one, but not for ever.
-        for _ in 0..3 {
+        let wrong = |what: String| RegistryError::Answer {
+            url: reference.whole(),
+            what,
+        };
+        let mut target = target_of(&reference).to_owned();
+        for _ in 0..DEEPEST {
+            let (manifest, (size, digest)) = self.manifest(&reference, &target)?;
             match manifest {
                 Manifest::Image(manifest) => {
-                    let (size, digest) = size_and_digest;
                     return self.image_of(reference, &manifest, size, digest);
                 }
                 Manifest::Index(index) => {
-                    let ours = index
-                        .manifests()
-                        .iter()
-                        .find(|one| one.platform().as_ref().is_none_or(is_ours));
-                    let ours = ours.ok_or_else(|| RegistryError::Answer {
-                        url: reference.whole(),
-                        what: "the image is not there for this platform".to_owned(),
-                    })?;
-                    let digest = ours.digest().to_string();
-                    (manifest, size_and_digest) = self.manifest(&reference, &digest)?;
+                    let ours = ours(&index).and_then(digest_of).map_err(wrong)?;
+                    target = ours.to_string();
                 }
             }
         }
-        Err(RegistryError::Answer {
-            url: reference.whole(),
-            what: "its index leads to another index, and so on".to_owned(),
-        })
+        Err(wrong(TOO_DEEP.to_owned()))
     }
 
     fn image_of(
@@ -136,29 +153,7 @@ impl Registry {
         };
         let config = digest_of(manifest.config()).map_err(wrong)?;
         let config = self.get(&reference, format!("blobs/{config}"), "*/*", Some(config))?;
-        let config: ImageConfiguration = serde_json::from_slice(&config)
-            .map_err(|error| wrong(format!("its configuration: {error}")))?;
-        let diff_ids = config.rootfs().diff_ids();
-        if diff_ids.len() != manifest.layers().len() {
-            return Err(wrong("it has not as many layers as diff IDs".to_owned()));
-        }
-        let mut layers: Vec<Layer> = Vec::new();
-        for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
-            let parsed = Digest::parse(diff_id);
-            let parsed = parsed.ok_or_else(|| wrong(format!("diff ID {diff_id:?}")))?;
-            let chain_id = match layers.last() {
-                None => diff_id.clone(),
-                Some(below) => chain_id(&below.chain_id, diff_id),
-            };
-            layers.push(Layer {
-                digest: digest_of(layer).map_err(wrong)?,
-                size: layer.size(),
-                media_type: layer.media_type().to_string(),
-                annotations: layer.annotations().clone().unwrap_or_default(),
-                diff_id: parsed,
-                chain_id,
-            });
-        }
+        let layers = layers_of(manifest, &config).map_err(wrong)?;
         let media_type = manifest.media_type().clone();
         let media_type = media_type.unwrap_or(MediaType::ImageManifest);
         Ok(Image {
@@ -192,17 +187,26 @@ impl Registry {
         reference: &Reference,
         target: &str,
     ) -> Result<(Manifest, (u64, Digest)), RegistryError> {
-        let digest = Digest::parse(target);
-        let bytes = self.get(reference, format!("manifests/{target}"), MANIFESTS, digest)?;
-        let manifest = serde_json::from_slice(&bytes).map_err(|_| RegistryError::Answer {
+        let bytes = self.manifest_bytes_of(reference, target)?;
+        let manifest = Manifest::read(&bytes).map_err(|what| RegistryError::Answer {
             url: reference.whole(),
-            what: "it leads to no manifest of an image".to_owned(),
+            what,
         })?;
         Ok((manifest, (bytes.len() as u64, Digest::of(&bytes))))
     }
 
+    /// What a tag or a digest leads to, as it stands in the registry.
+    pub(crate) fn manifest_bytes_of(
+        &self,
+        reference: &Reference,
+        target: &str,
+    ) -> Result<Vec<u8>, RegistryError> {
+        let digest = Digest::parse(target);
+        self.get(reference, format!("manifests/{target}"), MANIFESTS, digest)
+    }
+
     /// A small thing, which is held against its digest.
-    pub(super) fn get(
+    pub(crate) fn get(
         &self,
         reference: &Reference,
         path: String,
@@ -247,12 +251,59 @@ impl Registry {
     }
 }
 
-/// Reads an image's name, as people write it.
+/// Reads an image's name, as people write it. With a digest that nothing can be held against it is none.
 pub fn parse(name: &str) -> Result<Reference, RegistryError> {
-    Reference::from_str(name).map_err(|error| RegistryError::Reference {
+    let wrong = |reason: String| RegistryError::Reference {
         reference: name.to_owned(),
-        reason: error.to_string(),
-    })
+        reason,
+    };
+    let reference = Reference::from_str(name).map_err(|error| wrong(error.to_string()))?;
+    match reference.digest() {
+        Some(digest) if Digest::parse(digest).is_none() => {
+            Err(wrong("only sha256 is known".to_owned()))
+        }
+        _ => Ok(reference),
+    }
+}
+
+/// What a name asks a registry for: its digest, or else its tag.
+pub(crate) fn target_of(reference: &Reference) -> &str {
+    reference.digest().or(reference.tag()).unwrap_or("latest")
+}
+
+/// The manifest in an index that is for the platform of this host.
+pub(crate) fn ours(index: &ImageIndex) -> Result<&Descriptor, String> {
+    let mut manifests = index.manifests().iter();
+    let ours = manifests.find(|one| one.platform().as_ref().is_none_or(is_ours));
+    ours.ok_or_else(|| "the image is not there for this platform".to_owned())
+}
+
+/// The layers of an image, the lowest first, by its manifest and its configuration.
+pub(crate) fn layers_of(manifest: &ImageManifest, config: &[u8]) -> Result<Vec<Layer>, String> {
+    let config: ImageConfiguration =
+        serde_json::from_slice(config).map_err(|error| format!("its configuration: {error}"))?;
+    let diff_ids = config.rootfs().diff_ids();
+    if diff_ids.len() != manifest.layers().len() {
+        return Err("it has not as many layers as diff IDs".to_owned());
+    }
+    let mut layers: Vec<Layer> = Vec::new();
+    for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
+        let parsed = Digest::parse(diff_id);
+        let parsed = parsed.ok_or_else(|| format!("diff ID {diff_id:?}"))?;
+        let chain_id = match layers.last() {
+            None => diff_id.clone(),
+            Some(below) => chain_id(&below.chain_id, diff_id),
+        };
+        layers.push(Layer {
+            digest: digest_of(layer)?,
+            size: layer.size(),
+            media_type: layer.media_type().to_string(),
+            annotations: layer.annotations().clone().unwrap_or_default(),
+            diff_id: parsed,
+            chain_id,
+        });
+    }
+    Ok(layers)
 }
 
 /// The chain ID of a layer, from that of the layers below and its own diff ID.
@@ -311,5 +362,9 @@ mod tests {
             ("127.0.0.1:5000", "a/b")
         );
         parse("UPPER CASE").expect_err("no name");
+        for (algorithm, digits) in [("sha256", 64), ("sha512", 128)] {
+            let name = format!("r.example/a@{algorithm}:{}", "0".repeat(digits));
+            assert_eq!(parse(&name).is_ok(), algorithm == "sha256", "{name}");
+        }
     }
 }

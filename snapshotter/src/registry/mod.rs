@@ -152,12 +152,22 @@ impl Registry {
         }
     }
 
+    /// The most bytes of a manifest, an index or a configuration.
+    pub(crate) fn manifest_bytes(&self) -> u64 {
+        self.manifest_bytes
+    }
+
     /// Asks all endpoints of a registry in turn, and again while the failure may pass and there is
     /// time.
     pub(crate) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, RegistryError> {
+        self.ask_by(http::get, ask)
+    }
+
+    /// The same, by another sort of request.
+    fn ask_by<T>(&self, request: http::Get<T>, ask: &Ask<'_>) -> Result<T, RegistryError> {
         let endpoints = self.hosts.endpoints(ask.registry, ask.access)?;
         Registry::patiently(self.patience, |deadline| {
-            self.ask_each(&endpoints, ask, deadline)
+            self.ask_each(request, &endpoints, ask, deadline)
         })
     }
 
@@ -185,18 +195,19 @@ impl Registry {
         }
     }
 
-    fn ask_each(
+    fn ask_each<T>(
         &self,
+        request: http::Get<T>,
         endpoints: &[Endpoint],
         ask: &Ask<'_>,
         deadline: Instant,
-    ) -> Result<Answer, RegistryError> {
+    ) -> Result<T, RegistryError> {
         let mut worst: Option<RegistryError> = None;
         let (rested, resting): (Vec<_>, Vec<_>) = endpoints
             .iter()
             .partition(|endpoint| !self.is_resting(endpoint));
         for endpoint in rested.into_iter().chain(resting) {
-            match self.ask_one(endpoint, ask, deadline) {
+            match self.ask_one(request, endpoint, ask, deadline) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     // That a mirror has no such manifest says nothing of the blobs that it has.
@@ -228,19 +239,20 @@ impl Registry {
             .is_some_and(|until| *until > Instant::now())
     }
 
-    fn ask_one(
+    fn ask_one<T>(
         &self,
+        request: http::Get<T>,
         endpoint: &Endpoint,
         ask: &Ask<'_>,
         deadline: Instant,
-    ) -> Result<Answer, RegistryError> {
+    ) -> Result<T, RegistryError> {
         let scope = Scope {
             registry: ask.registry,
             repository: ask.repository,
             access: ask.access,
         };
         self.logged_in(endpoint, scope, deadline, |agent, login| {
-            http::get(agent, endpoint, ask, login, deadline)
+            request(agent, endpoint, ask, login, deadline)
         })
     }
 

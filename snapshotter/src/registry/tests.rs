@@ -277,3 +277,20 @@ fn a_manifest_is_no_larger_than_allowed() {
     );
     assert_eq!(server.heads().len(), 1, "and it is not asked again");
 }
+
+#[test]
+fn a_blob_comes_whole_where_no_parts_are_handed_out() {
+    let dir = tempfile::tempdir().expect("dir");
+    let body = std::str::from_utf8(BLOB).expect("text");
+    let server = Server::start(move |_, _| answer("200", "", body));
+    let blob = server.blob(&registry(dir.path(), Duration::from_secs(5)));
+    assert!(matches!(
+        blob.part(0..1),
+        Err(RegistryError::NoRange { .. })
+    ));
+    let mut read = Vec::new();
+    let mut whole = blob.whole().expect("whole");
+    whole.read_to_end(&mut read).expect("read");
+    assert_eq!(read, BLOB);
+    assert!(!server.heads()[1].contains("range:"));
+}

@@ -20,7 +20,7 @@ pub(super) const LARGE: usize = 3_000_000;
 /// A host, and a registry behind a proxy with an image in every format.
 pub(super) struct Scene {
     pub(super) host: Host,
-    registry: Registry,
+    pub(super) registry: Registry,
     pub(super) proxy: Proxy,
     pub(super) layers: Vec<PathBuf>,
 }
@@ -82,17 +82,6 @@ impl Scene {
         Ok(())
     }
 
-    /// Removing the last image takes its files along.
-    fn wait_until_cache_is_empty(&self) -> Result<()> {
-        let files = self.host.snapshotter_root().join("cache/files");
-        wait_for("the cache is empty", Duration::from_secs(10), || {
-            let dirs = fs::read_dir(&files).into_iter().flatten().flatten();
-            dirs.map(|dir| fs::read_dir(dir.path()).map_or(0, Iterator::count))
-                .sum::<usize>()
-                == 0
-        })
-    }
-
     /// The snapshots whose layers lie unpacked.
     fn unpacked(&self) -> Result<usize> {
         let mut count = 0;
@@ -103,6 +92,17 @@ impl Scene {
         }
         Ok(count)
     }
+}
+
+/// Removing the last image takes its files along.
+pub(super) fn wait_until_cache_is_empty(host: &Host) -> Result<()> {
+    let files = host.snapshotter_root().join("cache/files");
+    wait_for("the cache is empty", Duration::from_secs(10), || {
+        let dirs = fs::read_dir(&files).into_iter().flatten().flatten();
+        dirs.map(|dir| fs::read_dir(dir.path()).map_or(0, Iterator::count))
+            .sum::<usize>()
+            == 0
+    })
 }
 
 fn base(root: &Path, name: &str) -> Result<()> {
@@ -230,7 +230,7 @@ fn what_a_container_has_opened_is_fetched_first_at_the_next_pull() -> Result<()>
         // It ends in order, so that it need not be waited for the end of the recording.
         scene.host.restart_snapshotter()?;
         scene.host.ctr.remove_image(&image)?;
-        scene.wait_until_cache_is_empty()?;
+        wait_until_cache_is_empty(&scene.host)?;
         // On this host nothing is left of the image but its profile.
         scene.host.ctr.rpull(&image)?;
         scene.wait_until_prefetched(&scene.host)?;
@@ -309,5 +309,5 @@ fn suffer(scene: &Scene, image: &str, packing: Packing, fault: Fault, wanted: &s
     proxy.set(Fault::None);
     ctr.end("box")?;
     ctr.remove_image(image)?;
-    scene.wait_until_cache_is_empty()
+    wait_until_cache_is_empty(&scene.host)
 }

@@ -10,6 +10,7 @@ mod kills;
 mod lazy;
 mod lazy_beside;
 mod lazy_convert;
+mod lazy_pull;
 mod lazy_verify;
 mod life;
 mod rules;

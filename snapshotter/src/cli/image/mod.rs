@@ -1,8 +1,9 @@
-//! `lamina image`: images in a registry, and what lies beside them.
+//! `lamina image`: images in a registry, what lies beside them, and pulling them into containerd.
 
 mod convert;
 mod index;
 mod profile;
+mod pull;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use lamina_snapshotter::registry::Registry;
 use super::PlaceArgs;
 
 const EXAMPLES: &str = "Examples:
+  lamina image pull r.example/team/app:1           into containerd, lazily
   lamina image index r.example/team/app:1          make its ordinary gzip layers lazy, for all hosts
   lamina image convert r.example/app:1 r.example/app:1-lazy --format zstd-chunked
   lamina image profile show r.example/team/app     what its containers open first
@@ -32,6 +34,9 @@ pub(super) struct ImageArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Pull it into containerd, without unpacking it where that is possible
+    #[command(after_help = pull::EXAMPLES)]
+    Pull(pull::PullArgs),
     /// Index its ordinary gzip layers, and put the index beside it in the registry
     #[command(visible_alias = "push")]
     Index(index::IndexArgs),
@@ -47,6 +52,7 @@ enum Action {
 pub(super) fn run(args: &ImageArgs) -> Result<ExitCode> {
     let config = args.place.load()?;
     match &args.action {
+        Action::Pull(args) => pull::run(&config, args),
         Action::Index(args) => index::run(&config, args),
         Action::Convert(args) => convert::run(&config, args),
         Action::Profile(action) => profile::run(&config, action),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 use std::{env, process};
 
@@ -14,7 +15,7 @@ use super::ctr::Ctr;
 use super::image::Layout;
 use super::lamina::Daemon;
 use super::peer::Stargz;
-use super::process::{mounts_below, run, wait_for};
+use super::process::{mounts_below, output, run, wait_for};
 use super::scratch::Scratch;
 use super::{Api, IMAGE};
 
@@ -108,6 +109,20 @@ impl Host {
             namespace,
             scratch,
         })
+    }
+
+    /// Pulls an image by `lamina image pull`, and answers what that says at its end.
+    pub fn pull(&self, image: &str) -> Result<String> {
+        output(&mut self.pull_command(image)?)
+    }
+
+    /// The command for that; further arguments may follow.
+    pub fn pull_command(&self, image: &str) -> Result<Command> {
+        let lamina = self.lamina.as_ref().context("it is not Lamina")?;
+        let mut command = lamina.prepared_command(&["image"])?;
+        command.args(["pull", image, "--namespace", &self.namespace.0]);
+        command.arg("--address").arg(self.containerd.socket());
+        Ok(command)
     }
 
     /// Imports the three images of the layout.

@@ -99,9 +99,15 @@ impl Daemon {
 
     /// Runs another command with this daemon's configuration and root, which `group` takes.
     pub fn command(&self, group: &[&str], args: &[&str]) -> Result<String> {
+        output(self.prepared_command(group)?.args(args))
+    }
+
+    /// The beginning of such a command.
+    pub fn prepared_command(&self, group: &[&str]) -> Result<Command> {
         let mut command = Command::new(binary()?);
         command.args(group).arg("--config").arg(self.config());
-        output(command.arg("--root").arg(self.root()).args(args))
+        command.arg("--root").arg(self.root());
+        Ok(command)
     }
 
     /// What `lamina config containerd` tells people to write into containerd's configuration.

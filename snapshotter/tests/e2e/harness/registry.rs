@@ -19,6 +19,7 @@ use super::process::{Process, output, run};
 const START_LIMIT: Duration = Duration::from_secs(30);
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Debian's `docker-registry`. Dropping it kills it.
 pub struct Registry {
@@ -216,11 +217,45 @@ impl Registry {
 
     /// Pushes a manifest whose blobs are there.
     pub fn put_manifest(&self, repository: &str, tag: &str, manifest: &[u8]) -> Result<()> {
+        self.put_as(MANIFEST, repository, tag, manifest)
+    }
+
+    /// Pushes an index of two images, of which this one, whose blobs are there, is for this host's platform.
+    /// Answers its digest.
+    pub fn put_index(&self, repository: &str, tag: &str, manifest: &Value) -> Result<String> {
+        let mut other = manifest.clone();
+        other["annotations"] = json!({"for": "another platform"});
+        let mut manifests = Vec::new();
+        for (manifest, architecture) in [(&other, "s390x"), (manifest, architecture())] {
+            let bytes = manifest.to_string();
+            let digest = Digest::of(bytes.as_bytes()).to_string();
+            self.put_manifest(repository, &digest, bytes.as_bytes())?;
+            manifests.push(json!({
+                "mediaType": MANIFEST, "digest": digest, "size": bytes.len(),
+                "platform": {"os": "linux", "architecture": architecture},
+            }));
+        }
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+        let index = index.to_string();
+        self.put_as(INDEX, repository, tag, index.as_bytes())?;
+        Ok(Digest::of(index.as_bytes()).to_string())
+    }
+
+    fn put_as(&self, media_type: &str, repository: &str, tag: &str, bytes: &[u8]) -> Result<()> {
         let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.address());
         ureq::put(&url)
-            .header("Content-Type", MANIFEST)
-            .send(manifest)?;
+            .header("Content-Type", media_type)
+            .send(bytes)?;
         Ok(())
+    }
+}
+
+/// This host's architecture, as images name it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
     }
 }
 
@@ -272,13 +307,8 @@ fn put(layout: &Path, bytes: &[u8]) -> Result<String> {
 
 /// Writes what makes an image of the layers in a layout.
 fn write_image(layout: &Path, parts: &[Value], diff_ids: &[String]) -> Result<()> {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
     let config = json!({
-        "architecture": architecture, "os": "linux",
+        "architecture": architecture(), "os": "linux",
         "config": {"Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     })
