@@ -13,6 +13,7 @@
 //! - [`upper`] is the one mutable place: what a container wrote, in overlayfs's format.
 //! - [`check`] looks whether an upper fits its layers, and says what is wrong with it.
 //! - `marks` knows how whiteouts, opaque directories and redirects look on disk.
+//! - [`memory`] gives back what is not needed now.
 //! - `sys` holds the system calls, and the only `unsafe` code.
 //! - [`types`], [`error`] and `errno` are the words that all of them speak.
 
@@ -28,6 +29,7 @@ pub mod index;
 pub mod inode;
 pub mod layer;
 mod marks;
+pub mod memory;
 pub mod session;
 mod sys;
 pub mod types;

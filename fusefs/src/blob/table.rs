@@ -194,6 +194,8 @@ impl Table {
             return Err(Flaw::Header);
         }
         table.verify(limits)?;
+        // All of it was read for that, and little of it is wanted at a time.
+        table.bytes.release();
         Ok(table)
     }
 

@@ -142,6 +142,13 @@ impl Opened {
         }
     }
 
+    /// Gives memory back that can be read from its index again.
+    fn release(&self) {
+        if let Opened::Blob(layer) = self {
+            layer.index().release();
+        }
+    }
+
     fn layer(self) -> Arc<dyn Layer> {
         match self {
             Opened::Dir(layer) => layer,
@@ -171,6 +178,8 @@ fn make(places: &[LayerPlace], opened: &[Opened], stamps: &[Stamp], at: &Path) -
     let saved = save(at, &bytes);
     drop(bytes);
     give_back();
+    // All of the layers' own indexes was read, and the image's tells the same from now on.
+    opened.iter().for_each(Opened::release);
     saved
 }
 

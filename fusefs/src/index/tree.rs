@@ -60,6 +60,13 @@ impl Bytes {
         }
         Ok(Bytes::Mapped(Map::of(&file).map_err(failed)?))
     }
+
+    /// Gives memory back that can be read from the file again ([`Map::release`]).
+    pub(crate) fn release(&self) {
+        if let Bytes::Mapped(map) = self {
+            map.release();
+        }
+    }
 }
 
 impl Index {
@@ -80,11 +87,18 @@ impl Index {
         let header = Header::read(&bytes)?;
         let index = Index { bytes, header };
         verify::verify(&index)?;
+        // All of it was read for that, and little of it is wanted at a time.
+        index.release();
         if header.kind == kind {
             Ok(index)
         } else {
             Err(Flaw::Kind)
         }
+    }
+
+    /// Gives memory back that can be read from its file again.
+    pub(crate) fn release(&self) {
+        self.bytes.release();
     }
 
     /// Refuses an index that was made of other layers than these.

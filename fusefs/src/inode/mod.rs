@@ -12,15 +12,17 @@ mod handles;
 mod table;
 
 use std::any::Any;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
+use smallvec::SmallVec;
 
 pub(crate) use blocks::{Blocks, read_full_at, unnoticed};
 pub(crate) use handles::{FileHandleState, Handles};
@@ -164,28 +166,26 @@ pub(crate) struct Node {
     pub(crate) generation: u32,
     pub(crate) ino: Ino,
     pub(crate) kind: FileKind,
+    /// Whether another node stands for the inode. The node table's own.
+    is_replaced: AtomicBool,
     /// Held while the node is copied up, so that it happens once.
     pub(crate) copy: Mutex<()>,
     pub(crate) state: Mutex<State>,
 }
 
 /// What changes in a node's life. `upper` only ever turns from false to true.
+///
+/// The kernel knows as many nodes as a program has looked at files, and most of them have none of what
+/// is [`Rare`].
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// The names by which the client knows it. Empty for the root and for what was removed.
-    pub(crate) names: Vec<Name>,
+    /// The names by which the client knows it: one mostly. Empty for the root and for what was removed.
+    pub(crate) names: SmallVec<[Name; 1]>,
     /// For a directory: the image's directory that shows through. For another file: the image's
     /// file, until all its data are copied up.
     pub(crate) image: Option<ImageId>,
     /// Whether the upper has it: of a regular file at least the attributes.
     pub(crate) upper: bool,
-    /// Of a file that has some of its data in the upper, and others in the image: which.
-    pub(crate) blocks: Option<Arc<Blocks>>,
-    /// The entry in the link index, for a copied-up file with hard links in the image.
-    pub(crate) link: Option<Place>,
-    /// Keeps an upper file that lost its last known name, so that its inode number is not given
-    /// to another file while the client knows this one.
-    pub(crate) orphan: Option<Arc<OwnedFd>>,
     /// Whether its name in the upper is known to be durable. It may come from a rename of ours (a
     /// copy-up), of which a program that calls fdatasync(2) knows nothing.
     pub(crate) name_synced: bool,
@@ -194,6 +194,20 @@ pub(crate) struct State {
     /// Number of open handles of running programs.
     pub(crate) running: u32,
     pub(crate) backing: Weak<Backing>,
+    pub(crate) rare: Option<Box<Rare>>,
+}
+
+/// What few nodes have. Whoever reads it from a [`State`] that has none of it sees nothing; whoever writes
+/// makes the room.
+#[derive(Debug, Default)]
+pub(crate) struct Rare {
+    /// Of a file that has some of its data in the upper, and others in the image: which.
+    pub(crate) blocks: Option<Arc<Blocks>>,
+    /// The entry in the link index, for a copied-up file with hard links in the image.
+    pub(crate) link: Option<Place>,
+    /// Keeps an upper file that lost its last known name, so that its inode number is not given
+    /// to another file while the client knows this one.
+    pub(crate) orphan: Option<Arc<OwnedFd>>,
     /// The node that took over when the file was copied up under open handles.
     pub(crate) successor: Option<Arc<Node>>,
     /// The node that this one took over from, as long as the client or a handle holds it: what is
@@ -205,7 +219,46 @@ pub(crate) struct State {
     pub(crate) subdirs: Subdirs,
 }
 
+impl Deref for State {
+    type Target = Rare;
+
+    fn deref(&self) -> &Rare {
+        static NONE: Rare = Rare {
+            blocks: None,
+            link: None,
+            orphan: None,
+            successor: None,
+            predecessor: Weak::new(),
+            impure: None,
+            subdirs: Subdirs {
+                changes: 0,
+                count: None,
+            },
+        };
+        self.rare.as_deref().unwrap_or(&NONE)
+    }
+}
+
+impl DerefMut for State {
+    fn deref_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+}
+
 impl State {
+    /// Sets where the upper has it, if that is not all of it at its name.
+    pub(crate) fn set_place(
+        &mut self,
+        link: Option<Place>,
+        orphan: Option<Arc<OwnedFd>>,
+        blocks: Option<Arc<Blocks>>,
+    ) {
+        // No room is made for nothing.
+        if self.rare.is_some() || link.is_some() || orphan.is_some() || blocks.is_some() {
+            (self.link, self.orphan, self.blocks) = (link, orphan, blocks);
+        }
+    }
+
     /// Whether the upper has the data of a file too.
     pub(crate) fn is_complete(&self) -> bool {
         self.upper && self.image.is_none()
@@ -229,20 +282,20 @@ pub(crate) struct Subdirs {
 #[derive(Clone, Debug)]
 pub(crate) struct Name {
     pub(crate) parent: Arc<Node>,
-    pub(crate) name: OsString,
+    pub(crate) name: Box<OsStr>,
 }
 
 impl Name {
     pub(crate) fn new(parent: &Arc<Node>, name: &OsStr) -> Name {
         Name {
             parent: Arc::clone(parent),
-            name: name.to_owned(),
+            name: name.into(),
         }
     }
 
     /// Whether this is the entry `name` of `parent`.
     pub(crate) fn is(&self, parent: &Node, name: &OsStr) -> bool {
-        self.parent.id == parent.id && self.name == name
+        self.parent.id == parent.id && *self.name == *name
     }
 }
 
@@ -265,6 +318,7 @@ impl Node {
             generation,
             ino,
             kind,
+            is_replaced: AtomicBool::new(false),
             copy: Mutex::new(()),
             state: Mutex::new(state),
         })
@@ -340,5 +394,28 @@ impl Node {
     /// The image's part of it.
     pub(crate) fn image(&self) -> Option<ImageId> {
         self.state.lock().image
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel makes the daemon keep of each file that somebody has looked at: this, its name, and
+    /// an entry of the node table.
+    #[test]
+    fn a_node_is_small() {
+        assert!(size_of::<Node>() <= 112, "{} bytes", size_of::<Node>());
+    }
+
+    #[test]
+    fn a_state_makes_room_for_what_is_rare_when_there_is_something() {
+        let mut state = State::default();
+        state.set_place(None, None, None);
+        assert!(state.rare.is_none() && state.blocks.is_none());
+        state.set_place(None, None, Some(Blocks::unloaded()));
+        assert!(state.blocks.is_some());
+        state.set_place(None, None, None);
+        assert!(state.blocks.is_none());
     }
 }

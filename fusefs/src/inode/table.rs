@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -21,8 +22,8 @@ pub(crate) struct NodeTable {
 #[derive(Debug)]
 struct Inner {
     by_id: HashMap<NodeId, Slot>,
-    /// The node that stands for an inode today; a superseded one is not here.
-    by_ino: HashMap<Ino, Arc<Node>>,
+    /// The nodes that stand for an inode today, and have another number than that.
+    elsewhere: HashMap<Ino, Arc<Node>>,
     next_id: u64,
     next_generation: u32,
 }
@@ -39,7 +40,7 @@ impl NodeTable {
     pub(crate) fn new(root: Arc<Node>) -> NodeTable {
         let mut inner = Inner {
             by_id: HashMap::new(),
-            by_ino: HashMap::from([(root.ino, Arc::clone(&root))]),
+            elsewhere: HashMap::from([(root.ino, Arc::clone(&root))]),
             next_id: FIRST_FREE_ID,
             next_generation: any_number(),
         };
@@ -61,7 +62,7 @@ impl NodeTable {
 
     /// The node that stands for an inode today.
     pub(crate) fn by_ino(&self, ino: Ino) -> Option<Arc<Node>> {
-        self.inner.lock().by_ino.get(&ino).cloned()
+        self.inner.lock().by_ino(ino).cloned()
     }
 
     /// Takes one reference to a node that is known.
@@ -81,15 +82,18 @@ impl NodeTable {
     ) -> Arc<Node> {
         let node = {
             let mut inner = self.inner.lock();
-            let known = inner.by_ino.get(&ino).filter(|node| node.kind == kind);
-            let node = if let Some(node) = known {
-                Arc::clone(node)
-            } else {
-                let id = inner.free_id(ino);
-                let generation = inner.fresh_generation();
-                let node = Node::of_generation(generation, id, ino, kind, state());
-                inner.add(Arc::clone(&node));
-                node
+            let node = match inner.by_ino(ino).cloned() {
+                Some(known) if known.kind == kind => known,
+                other => {
+                    if let Some(other) = other {
+                        inner.replace(&other);
+                    }
+                    let id = inner.free_id(ino);
+                    let generation = inner.fresh_generation();
+                    let node = Node::of_generation(generation, id, ino, kind, state());
+                    inner.add(Arc::clone(&node));
+                    node
+                }
             };
             if let Some(slot) = inner.by_id.get_mut(&node.id) {
                 slot.lookups += 1;
@@ -111,6 +115,9 @@ impl NodeTable {
     /// Makes a node that takes over from `old`, with what `old` knew.
     pub(crate) fn succeed(&self, old: &Arc<Node>, state: State) -> Arc<Node> {
         let mut inner = self.inner.lock();
+        if let Some(before) = inner.by_ino(old.ino).cloned() {
+            inner.replace(&before);
+        }
         let id = inner.fresh_id();
         let generation = inner.fresh_generation();
         let node = Node::of_generation(generation, id, old.ino, old.kind, state);
@@ -138,8 +145,25 @@ impl NodeTable {
 }
 
 impl Inner {
+    /// The node that stands for an inode today; a superseded one does not.
+    fn by_ino(&self, ino: Ino) -> Option<&Arc<Node>> {
+        // Most nodes have their inode's number, and need no second place.
+        let own = self.by_id.get(&NodeId(ino.0)).map(|slot| &slot.node);
+        own.filter(|node| node.ino == ino && !node.is_replaced.load(Ordering::Relaxed))
+            .or_else(|| self.elsewhere.get(&ino))
+    }
+
+    /// Another node is about to stand for the inode that this one stood for.
+    fn replace(&mut self, node: &Node) {
+        node.is_replaced.store(true, Ordering::Relaxed);
+        self.elsewhere.remove(&node.ino);
+    }
+
+    /// Adds a node, which stands for its inode from now on.
     fn add(&mut self, node: Arc<Node>) {
-        self.by_ino.insert(node.ino, Arc::clone(&node));
+        if node.id.0 != node.ino.0 {
+            self.elsewhere.insert(node.ino, Arc::clone(&node));
+        }
         let slot = Slot { node, lookups: 0 };
         self.by_id.insert(slot.node.id, slot);
     }
@@ -176,7 +200,7 @@ impl Inner {
                 continue;
             };
             let in_both = self
-                .by_ino
+                .elsewhere
                 .get(&slot.node.ino)
                 .is_some_and(|node| node.id == id);
             let own_references = if in_both { 2 } else { 1 };
@@ -184,7 +208,7 @@ impl Inner {
                 continue;
             }
             if in_both {
-                self.by_ino.remove(&slot.node.ino);
+                self.elsewhere.remove(&slot.node.ino);
             }
             let Some(Slot { node, .. }) = self.by_id.remove(&id) else {
                 continue;
@@ -264,6 +288,33 @@ mod tests {
         let other = add(&table, &root, "b", 77, FileKind::Regular);
         assert_eq!(other.id, NodeId(77));
         assert_ne!(other.generation, first);
+    }
+
+    #[test]
+    fn the_node_that_came_last_stands_for_an_inode_and_no_earlier_one_does_again() {
+        let (table, root) = table();
+        let stands = || table.by_ino(Ino(77)).map(|node| node.id);
+        let first = add(&table, &root, "a", 77, FileKind::Regular);
+        assert_eq!(stands(), Some(first.id));
+        let second = table.succeed(&first, State::default());
+        assert_eq!(stands(), Some(second.id));
+        // The number was given to a file of another kind meanwhile.
+        let third = add(&table, &root, "b", 77, FileKind::Symlink);
+        assert_eq!(stands(), Some(third.id));
+        let id = third.id;
+        drop(third);
+        table.forget(id, 1);
+        assert_eq!(stands(), None);
+        let fourth = add(&table, &root, "c", 77, FileKind::Regular);
+        assert_eq!(stands(), Some(fourth.id));
+        let gone = [first.id, second.id, fourth.id];
+        drop((first, second, fourth));
+        for id in gone {
+            table.forget(id, 1);
+        }
+        assert_eq!((stands(), table.len()), (None, 1));
+        let fifth = add(&table, &root, "d", 77, FileKind::Symlink);
+        assert_eq!((fifth.id, stands()), (NodeId(77), Some(NodeId(77))));
     }
 
     #[test]

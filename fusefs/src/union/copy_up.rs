@@ -245,8 +245,7 @@ impl Union {
         };
         let change = |state: &mut State| {
             state.upper = true;
-            (state.link, state.orphan) = (link, orphan);
-            state.blocks.clone_from(&copy.blocks);
+            state.set_place(link, orphan, copy.blocks.clone());
             if copy.is_complete {
                 state.image = None;
             }
@@ -272,12 +271,11 @@ impl Union {
             names: state.names.clone(),
             image: state.image,
             upper: state.upper,
-            blocks: state.blocks.clone(),
-            link: state.link.clone(),
-            orphan: state.orphan.clone(),
-            predecessor: Arc::downgrade(node),
             ..State::default()
         };
+        let (link, orphan) = (state.link.clone(), state.orphan.clone());
+        after.set_place(link, orphan, state.blocks.clone());
+        after.predecessor = Arc::downgrade(node);
         change(&mut after);
         let successor = self.nodes.succeed(node, after);
         state.names.clear();
@@ -419,7 +417,11 @@ impl<'u> Copy<'u> {
         keeping_times(&dir, || {
             let free = RenameFlags::NOREPLACE;
             Ok(renameat_with(
-                &self.dir, &self.temp, &dir, &name.name, free,
+                &self.dir,
+                &self.temp,
+                &dir,
+                &*name.name,
+                free,
             )?)
         })
     }

@@ -208,7 +208,7 @@ impl Union {
             below.push((at.id, name.ok_or(Error::NotFound)?));
         };
         while let Some((id, name)) = below.pop() {
-            dir = Arc::new(openat(&dir, &name.name, flags, Mode::empty())?);
+            dir = Arc::new(openat(&dir, &*name.name, flags, Mode::empty())?);
             self.dirs.lock().put(id, Arc::clone(&dir));
         }
         Ok(dir)

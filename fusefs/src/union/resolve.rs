@@ -55,12 +55,15 @@ impl Union {
         let attr = found.attr;
         let node = self
             .nodes
-            .find_or_insert(attr.ino, attr.kind, Name::new(parent, name), || State {
-                image: found.image,
-                upper: found.upper,
-                link: found.link,
-                blocks: found.partial.then(Blocks::unloaded),
-                ..State::default()
+            .find_or_insert(attr.ino, attr.kind, Name::new(parent, name), || {
+                let mut state = State {
+                    image: found.image,
+                    upper: found.upper,
+                    ..State::default()
+                };
+                let blocks = found.partial.then(Blocks::unloaded);
+                state.set_place(found.link, None, blocks);
+                state
             });
         let mut entry = Entry {
             node: node.id,

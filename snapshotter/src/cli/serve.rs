@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use lamina_fusefs::memory;
 use lamina_snapshotter::config::{Config, LogFormat};
 use lamina_snapshotter::daemon::{self, ServeOptions};
 use lamina_snapshotter::upper_mode::UpperMode;
@@ -127,6 +128,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         limits: config.lazy.limits.limits(),
         cri: config.lazy.cri(),
     };
+    memory::tame();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

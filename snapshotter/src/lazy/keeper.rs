@@ -4,8 +4,8 @@
 //! layers that were just made: what the profile of their image tells, and what their makers say. The
 //! *filler* then fetches all of them, if that is wished for. While somebody waits for a file, it leaves
 //! the link alone half of the time, and for the prefetcher all of the time. The *keeper* keeps the cache
-//! within its limits, clears away what belonged to layers that were removed, and writes down what was
-//! recorded.
+//! within its limits, clears away what belonged to layers that were removed, writes down what was
+//! recorded, and lets go of what was read of indexes.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs;
@@ -15,6 +15,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use lamina_fusefs::blob::{self, Digest, Holds, digests_in};
+use lamina_fusefs::memory;
 use parking_lot::{Condvar, Mutex};
 
 use super::profile::Profiles;
@@ -233,7 +234,10 @@ fn fill(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
             id
         };
         let Some(lazy) = lazy.upgrade() else { return };
-        if let Err(error) = fill_one(&lazy, orders, layout, next) {
+        let filled = fill_one(&lazy, orders, layout, next);
+        // Making the layer took much, and so did reading it.
+        memory::release_freed();
+        if let Err(error) = filled {
             if !layout.blob_record(next).exists() {
                 continue;
             }
@@ -296,8 +300,13 @@ fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
             return;
         };
         lazy.keep_profiles(false);
+        memory::release_mapped();
         // A walk over the cache costs something, so only if there is more than before.
         let added = lazy.cache.added();
+        if looked_at != Some(added) {
+            // Fetching took memory.
+            memory::release_freed();
+        }
         let kept = if !removed.is_empty() {
             sweep(&lazy, layout, &removed)
         } else if looked_at == Some(added) {
