@@ -46,7 +46,7 @@ pub(super) fn make(
         layer.size,
     );
     if is_ordinary_gzip(layer)?
-        && let Some((root, file_bytes)) = from_registry(lazy, &image, layer, below, dir)
+        && let Some((root, file_bytes)) = from_registry(lazy, limits, &image, layer, below, dir)
     {
         let (reference, digest) = (wanted.reference.clone(), wanted.digest.clone());
         let record = Record::new(reference, digest, layer.size, Format::Gzip);
@@ -106,6 +106,7 @@ pub(super) fn is_ordinary_gzip(layer: &image::Layer) -> Result<bool, LazyError> 
 /// Whatever is wrong with it is said in the log: the layer is read then as if there were none.
 fn from_registry(
     lazy: &Lazy,
+    limits: &Limits,
     image: &image::Image,
     layer: &image::Layer,
     below: Option<&Image>,
@@ -117,8 +118,8 @@ fn from_registry(
     let found = lazy.indexes.find(&lazy.registry, image, layer);
     let taken = found.and_then(|part| {
         let Some(part) = part else { return Ok(None) };
-        let (registry, limits) = (&lazy.registry, &lazy.limits);
-        let (root, bytes, implied) = published::take(registry, image, layer, &part, dir, limits)?;
+        let (root, bytes, implied) =
+            published::take(&lazy.registry, image, layer, &part, dir, limits)?;
         check_implied(&implied, below)?;
         Ok(Some((root, bytes)))
     });
