@@ -158,8 +158,17 @@ impl Indexes {
     }
 }
 
-/// Writes what a part tells of a layer into `dir`. Answers the attributes of the layer's root, the bytes of
-/// its files, and the directories that its archive has no entry for.
+/// What a part tells of a layer beside its index and table.
+pub(super) struct Taken {
+    /// The attributes of its root.
+    pub(super) root: Attr,
+    /// Bytes of its files.
+    pub(super) file_bytes: u64,
+    /// The directories that its archive has no entry for.
+    pub(super) implied: Vec<PathBuf>,
+}
+
+/// Writes what a part tells of a layer into `dir`.
 pub(super) fn take(
     registry: &Registry,
     image: &Image,
@@ -167,12 +176,16 @@ pub(super) fn take(
     part: &Descriptor,
     dir: &Path,
     limits: &Limits,
-) -> Result<(Attr, u64, Vec<PathBuf>), LazyError> {
+) -> Result<Taken, LazyError> {
     let bytes = registry.artifact_part(&image.reference, part, MOST)?;
     let (index, table) = (dir.join(LAYER_INDEX), dir.join(BLOB_TABLE));
     let implied = unpack(&bytes, &index, &table)?;
-    let (root, bytes) = check_told(&index, &table, (layer.digest, layer.size), limits)??;
-    Ok((root, bytes, implied))
+    let (root, file_bytes) = check_told(&index, &table, (layer.digest, layer.size), limits)??;
+    Ok(Taken {
+        root,
+        file_bytes,
+        implied,
+    })
 }
 
 /// The bytes of a part.

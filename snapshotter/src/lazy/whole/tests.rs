@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use flate2::write::GzEncoder;
-use lamina_fusefs::blob::{Contents, Limits};
+use lamina_fusefs::blob::{Contents, Limits, implied_digest};
 
 use super::super::record::Format;
 use super::*;
@@ -184,6 +184,21 @@ fn a_layer_that_claims_a_diff_id_is_refused_for_ever() {
     files.fetch(ino).expect_err("refused");
     lazy.removed(&layout, ID);
     lazy.admit(&[ID]).expect("the number of nothing");
+}
+
+#[test]
+fn an_index_that_hides_a_directory_without_an_entry_is_refused() {
+    let scene = Scene::new(None, |_, _| ());
+    let told = |paths: &[&str]| implied_digest(paths.iter().map(PathBuf::from).collect());
+    for (paths, verdict) in [(&[][..], "verified"), (&["lib"], "refused")] {
+        let path = scene.layout.blob_record(ID);
+        let mut record = scene.record();
+        (record.implied, record.verdict) = (Some(told(paths).to_string()), None);
+        fs::remove_file(&path).expect("remove");
+        record.write(&path).expect("write");
+        assert_eq!(scene.read().expect("read"), verdict == "verified");
+        assert_eq!(scene.status(), verdict);
+    }
 }
 
 #[test]
