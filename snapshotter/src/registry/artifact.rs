@@ -17,7 +17,7 @@ use oci_spec::image::{
 
 use super::image::{descriptor, digest_of};
 use super::push::Body;
-use super::{Access, Registry, RegistryError};
+use super::{Access, Ask, Registry, RegistryError};
 
 /// When something was made (OCI image specification, annotations.md).
 const CREATED: &str = "org.opencontainers.image.created";
@@ -27,6 +27,8 @@ const EMPTY: &[u8] = b"{}";
 const PIECE: u64 = 8 << 20;
 /// So many artifacts of a type are looked at, the newest first.
 const LOOKED_AT: usize = 3;
+/// So many pages of what refers to an image are read.
+const PAGES: usize = 20;
 /// How often a tag is written again that somebody else has written meanwhile.
 const TRIES: usize = 4;
 
@@ -54,7 +56,8 @@ pub struct Artifact {
 }
 
 impl Registry {
-    /// What refers to the manifest with the digest `subject` and is of this type.
+    /// What refers to the manifest with the digest `subject` and is of this type. An answer that comes in pages
+    /// is read as far as these are of the same host, and no more than a few.
     pub fn referrers(
         &self,
         reference: &Reference,
@@ -62,16 +65,43 @@ impl Registry {
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let filter = artifact_type.replace('+', "%2B");
-        let path = format!("referrers/{subject}?artifactType={filter}");
-        let index = match self.get(reference, path, INDEX, None) {
-            Ok(bytes) => Some(index_of(reference, &bytes)?),
-            // One that knows of no referrers has no such place.
-            Err(RegistryError::NotFound { .. }) => self.tagged(Access::Pull, reference, subject)?,
-            Err(error) => return Err(error),
-        };
-        let all = index.map(|index| index.manifests().clone());
-        let mut all = all.unwrap_or_default();
-        all.retain(|one| is_of(one, artifact_type));
+        let beginning = format!("referrers/{subject}?");
+        let mut path = format!("{beginning}artifactType={filter}");
+        let (mut all, mut only) = (Vec::new(), None::<String>);
+        for _ in 0..PAGES {
+            let page = self.ask_small(&Ask {
+                registry: reference.registry(),
+                repository: reference.repository(),
+                path,
+                accept: INDEX,
+                part: None,
+                access: Access::Pull,
+                most: self.manifest_bytes,
+                only: only.as_deref(),
+            });
+            let (index, next) = match page {
+                Ok(page) => {
+                    only = Some(page.base);
+                    (Some(index_of(reference, &page.bytes)?), page.next)
+                }
+                // One that knows of no referrers has no such place.
+                Err(RegistryError::NotFound { .. }) if only.is_none() => {
+                    (self.tagged(Access::Pull, reference, subject)?, None)
+                }
+                Err(error) => return Err(error),
+            };
+            let found = index.iter().flat_map(ImageIndex::manifests);
+            all.extend(found.filter(|one| is_of(one, artifact_type)).cloned());
+            let Some(next) = next.filter(|next| next.starts_with(&beginning)) else {
+                return Ok(all);
+            };
+            path = next;
+        }
+        tracing::debug!(
+            image = reference.whole(),
+            PAGES,
+            "more pages of what refers to it are not read"
+        );
         Ok(all)
     }
 

@@ -70,6 +70,7 @@ impl Registry {
             part: Some(range.clone()),
             most: length.saturating_add(1),
             access: Access::Pull,
+            only: None,
         })?;
         let wrong = |what: String| RegistryError::Answer {
             url: answer.url.clone(),

@@ -121,6 +121,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) most: u64,
     /// Whether where it is read from has to be where it would be written to.
     pub(crate) access: Access,
+    /// The one endpoint that is asked: what it has said leads there, and nowhere else.
+    pub(crate) only: Option<&'a str>,
 }
 
 /// All registries.
@@ -155,7 +157,8 @@ impl Registry {
     /// Asks all endpoints of a registry in turn, and again while the failure may pass and there is
     /// time.
     pub(crate) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, RegistryError> {
-        let endpoints = self.hosts.endpoints(ask.registry, ask.access)?;
+        let mut endpoints = self.hosts.endpoints(ask.registry, ask.access)?;
+        endpoints.retain(|endpoint| ask.only.is_none_or(|only| endpoint.base == only));
         Registry::patiently(self.patience, |deadline| {
             self.ask_each(&endpoints, ask, deadline)
         })
