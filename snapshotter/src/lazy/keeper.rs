@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lamina_fusefs::blob::{self, Digest, Holds, digests_in};
+use lamina_fusefs::blob::{self, Digest, digests_in};
 use parking_lot::{Condvar, Mutex};
 
 use super::profile::Profiles;
@@ -296,18 +296,15 @@ fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
             return;
         };
         lazy.keep_profiles(false);
-        // A walk over the cache costs something, so only if there is more than before.
-        let added = lazy.cache.added();
-        let kept = if !removed.is_empty() {
-            sweep(&lazy, layout, &removed)
-        } else if looked_at == Some(added) {
-            Ok(())
+        let kept = if removed.is_empty() {
+            limit(&lazy, orders, &mut looked_at)
         } else {
-            limit(&lazy, orders)
+            // There is more room afterwards.
+            looked_at = None;
+            sweep(&lazy, layout, &removed)
         };
-        match kept {
-            Ok(()) => looked_at = Some(added),
-            Err(error) => tracing::warn!(%error, "the cache cannot be kept in order"),
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the cache cannot be kept in order");
         }
     }
 }
@@ -338,31 +335,76 @@ fn sweep(lazy: &Lazy, layout: &Layout, removed: &[u64]) -> lamina_fusefs::Result
     Ok(())
 }
 
-/// Makes the cache smaller, if it is too large or the disk too full.
-fn limit(lazy: &Lazy, orders: &Orders) -> lamina_fusefs::Result<()> {
+/// What the cache was like when its size was last looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Look {
+    /// Bytes that were added by then.
+    added: u64,
+    /// Bytes of files that are not whole.
+    unfinished: u64,
+    /// Bytes that have to become free on its file system.
+    lacking: u64,
+}
+
+/// Makes the cache smaller, if it is too large or the disk too full. `before`: what it was like when this was
+/// last done; if nothing has changed, nothing is done.
+fn limit(lazy: &Lazy, orders: &Orders, before: &mut Option<Look>) -> lamina_fusefs::Result<()> {
     let limits = &lazy.limits_of_cache;
     let space = lazy.cache.space()?;
     let wanted_free = space.total / 100 * limits.free_percent;
-    let lacking = wanted_free.saturating_sub(space.free);
-    let mut holds = lazy.cache.holds()?;
-    let mut most = holds.bytes.saturating_sub(lacking);
-    if limits.cache_bytes > 0 && holds.bytes > limits.cache_bytes {
-        most = most.min(limits.cache_bytes / 100 * LOW);
+    let look = Look {
+        added: lazy.cache.added(),
+        unfinished: lazy.cache.unfinished()?,
+        lacking: wanted_free.saturating_sub(space.free),
+    };
+    // A walk over the cache costs something.
+    if *before == Some(look) {
+        return Ok(());
     }
-    if most < holds.bytes {
-        let before: Holds = holds;
-        holds = lazy.cache.shrink(most)?;
+    let low = limits.cache_bytes / 100 * LOW;
+    let mut bytes = lazy.cache.holds()?.bytes + look.unfinished;
+    let mut most = bytes.saturating_sub(look.lacking);
+    if limits.cache_bytes > 0 && bytes > limits.cache_bytes {
+        most = most.min(low);
+    }
+    if most < bytes {
+        bytes = shrink(lazy, most)?;
+    }
+    let is_full = look.lacking > 0 || limits.cache_bytes > 0 && bytes > low;
+    orders.is_full.store(is_full, Ordering::SeqCst);
+    lazy.cache.set_scarce(is_full);
+    *before = Some(look);
+    Ok(())
+}
+
+/// Removes files from the cache until all of it, with what is not whole, takes no more than `most` bytes: those
+/// that were not used for longest, and then what is not whole; none that is open. Answers what it takes
+/// then.
+pub(super) fn shrink(lazy: &Lazy, most: u64) -> lamina_fusefs::Result<u64> {
+    let drop_unused_parts = || {
+        for opened in lazy.opened.all() {
+            opened.files.drop_unused_parts();
+        }
+        lazy.cache.unfinished()
+    };
+    let before = lazy.cache.holds()?;
+    let mut unfinished = lazy.cache.unfinished()?;
+    if unfinished > most {
+        // No whole file would make enough room.
+        unfinished = drop_unused_parts()?;
+    }
+    let holds = lazy.cache.shrink(most.saturating_sub(unfinished))?;
+    if holds.bytes + unfinished > most {
+        unfinished = drop_unused_parts()?;
+    }
+    if holds != before {
         tracing::info!(
-            files = before.files - holds.files,
-            bytes = before.bytes - holds.bytes,
+            files = before.files.saturating_sub(holds.files),
+            bytes = before.bytes.saturating_sub(holds.bytes),
             "removed the files from the cache that were not used for longest"
         );
     }
-    let is_large = limits.cache_bytes > 0 && holds.bytes > limits.cache_bytes / 100 * LOW;
-    orders
-        .is_full
-        .store(is_large || lacking > 0, Ordering::SeqCst);
-    Ok(())
+    Ok(holds.bytes + unfinished)
 }
 
 #[cfg(test)]

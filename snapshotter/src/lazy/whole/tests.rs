@@ -9,6 +9,7 @@ use std::sync::mpsc;
 
 use flate2::write::GzEncoder;
 use lamina_fusefs::blob::{Contents, Limits, implied_digest};
+use lamina_fusefs::index::LayerData as _;
 
 use super::super::record::Format;
 use super::*;
@@ -261,6 +262,25 @@ fn a_reading_ends_when_its_layer_is_removed_or_the_daemon_stops() {
         });
         assert!(is_removed || scene.record().verdict.is_none());
     }
+}
+
+#[test]
+fn what_is_not_whole_is_dropped_for_room_unless_somebody_has_it_open() {
+    let scene = Scene::new(None, |_, _| ());
+    let opened = scene.lazy.layer(&scene.layout, ID).expect("layer");
+    opened.files.come_in_part_from(1);
+    let arriving = || {
+        let found = opened.files.arriving(lamina_fusefs::types::Ino(3));
+        found.expect("arriving").expect("large")
+    };
+    let file = arriving();
+    file.fetch(0..1).expect("fetch");
+    let shrink = || keeper::shrink(&scene.lazy, 0).expect("shrink");
+    assert!(shrink() >= 1 << 20, "a chunk");
+    assert!(file.has(0..1));
+    drop(file);
+    assert_eq!(shrink(), 0);
+    assert!(!arriving().has(0..1));
 }
 
 #[test]
