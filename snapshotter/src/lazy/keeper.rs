@@ -7,16 +7,21 @@
 //! within its limits, clears away what belonged to layers that were removed, and writes down what was
 //! recorded.
 
-use std::collections::{HashSet, VecDeque};
+mod room;
+
+use std::collections::VecDeque;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lamina_fusefs::blob::{self, Digest, digests_in};
 use parking_lot::{Condvar, Mutex};
+use tracing::Span;
+use tracing::field::{Empty, display};
 
+pub(super) use self::room::shrink;
+use self::room::{limit, sweep};
 use super::profile::Profiles;
 use super::record::{Record, Verdict};
 use super::{Lazy, whole};
@@ -30,8 +35,6 @@ const SETTLE: Duration = Duration::from_millis(200);
 pub(super) const STAND_BACK: Duration = Duration::from_millis(500);
 /// How long a layer is left alone that could not be filled.
 const RETRY: Duration = Duration::from_mins(1);
-/// How much of its limit the cache may take after it was made smaller, in percent: the low water mark.
-const LOW: u64 = 90;
 
 /// How large the cache may be, and what is fetched without being asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -203,9 +206,41 @@ fn prefetch(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
     }
 }
 
+/// Does something about a layer in its span.
+fn in_span(
+    span: &Span,
+    layout: &Layout,
+    id: u64,
+    work: impl FnOnce() -> lamina_fusefs::Result<()>,
+) -> lamina_fusefs::Result<()> {
+    if !span.is_disabled()
+        && let Ok(record) = Record::read(&layout.blob_record(id))
+    {
+        span.record("image", &record.reference);
+        span.record("layer", &record.digest);
+    }
+    let done = span.in_scope(work);
+    match &done {
+        Ok(()) => span.record("outcome", "done"),
+        Err(error) => span.record("outcome", display(error)),
+    };
+    done
+}
+
 /// Fetches what will be wanted first of a layer: as far as containers were seen to open it, or else what
 /// its maker says.
-fn prefetch_one(lazy: &Lazy, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+pub(super) fn prefetch_one(lazy: &Lazy, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+    let span = tracing::debug_span!(
+        "prefetch",
+        id,
+        image = Empty,
+        layer = Empty,
+        outcome = Empty
+    );
+    in_span(&span, layout, id, || prefetch_layer(lazy, layout, id))
+}
+
+fn prefetch_layer(lazy: &Lazy, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
     let opened = lazy.layer(layout, id)?;
     let record = Record::read(&layout.blob_record(id))?;
     let wanted = lazy.wanted_first(&record);
@@ -245,6 +280,11 @@ fn fill(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
 }
 
 fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+    let span = tracing::debug_span!("fill", id, image = Empty, layer = Empty, outcome = Empty);
+    in_span(&span, layout, id, || fill_layer(lazy, orders, layout, id))
+}
+
+fn fill_layer(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
     let opened = lazy.layer(layout, id)?;
     let files = Arc::clone(&opened.files);
     if lazy.limits_of_cache.fill && files.is_far() {
@@ -307,104 +347,6 @@ fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
             tracing::warn!(%error, "the cache cannot be kept in order");
         }
     }
-}
-
-/// Removes files of which no layer is left but those that were `removed`.
-fn sweep(lazy: &Lazy, layout: &Layout, removed: &[u64]) -> lamina_fusefs::Result<()> {
-    let mut kept: HashSet<Digest> = HashSet::new();
-    for id in layers(layout)
-        .into_iter()
-        .filter(|id| !removed.contains(id))
-    {
-        let table = layout.blob_table(id);
-        match digests_in(&table, &blob::Limits::of_written()) {
-            Ok(digests) => kept.extend(digests),
-            // It was removed meanwhile. Of any other it is not known what it needs.
-            Err(_) if !table.exists() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let removed = lazy.cache.sweep(|digest| kept.contains(&digest))?;
-    if removed.files > 0 {
-        tracing::info!(
-            files = removed.files,
-            bytes = removed.bytes,
-            "removed files of layers that are gone from the cache"
-        );
-    }
-    Ok(())
-}
-
-/// What the cache was like when its size was last looked at.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Look {
-    /// Bytes that were added by then.
-    added: u64,
-    /// Bytes of files that are not whole.
-    unfinished: u64,
-    /// Bytes that have to become free on its file system.
-    lacking: u64,
-}
-
-/// Makes the cache smaller, if it is too large or the disk too full. `before`: what it was like when this was
-/// last done; if nothing has changed, nothing is done.
-fn limit(lazy: &Lazy, orders: &Orders, before: &mut Option<Look>) -> lamina_fusefs::Result<()> {
-    let limits = &lazy.limits_of_cache;
-    let space = lazy.cache.space()?;
-    let wanted_free = space.total / 100 * limits.free_percent;
-    let look = Look {
-        added: lazy.cache.added(),
-        unfinished: lazy.cache.unfinished()?,
-        lacking: wanted_free.saturating_sub(space.free),
-    };
-    // A walk over the cache costs something.
-    if *before == Some(look) {
-        return Ok(());
-    }
-    let low = limits.cache_bytes / 100 * LOW;
-    let mut bytes = lazy.cache.holds()?.bytes + look.unfinished;
-    let mut most = bytes.saturating_sub(look.lacking);
-    if limits.cache_bytes > 0 && bytes > limits.cache_bytes {
-        most = most.min(low);
-    }
-    if most < bytes {
-        bytes = shrink(lazy, most)?;
-    }
-    let is_full = look.lacking > 0 || limits.cache_bytes > 0 && bytes > low;
-    orders.is_full.store(is_full, Ordering::SeqCst);
-    lazy.cache.set_scarce(is_full);
-    *before = Some(look);
-    Ok(())
-}
-
-/// Removes files from the cache until all of it, with what is not whole, takes no more than `most` bytes: those
-/// that were not used for longest, and then what is not whole; none that is open. Answers what it takes
-/// then.
-pub(super) fn shrink(lazy: &Lazy, most: u64) -> lamina_fusefs::Result<u64> {
-    let drop_unused_parts = || {
-        for opened in lazy.opened.all() {
-            opened.files.drop_unused_parts();
-        }
-        lazy.cache.unfinished()
-    };
-    let before = lazy.cache.holds()?;
-    let mut unfinished = lazy.cache.unfinished()?;
-    if unfinished > most {
-        // No whole file would make enough room.
-        unfinished = drop_unused_parts()?;
-    }
-    let holds = lazy.cache.shrink(most.saturating_sub(unfinished))?;
-    if holds.bytes + unfinished > most {
-        unfinished = drop_unused_parts()?;
-    }
-    if holds != before {
-        tracing::info!(
-            files = before.files.saturating_sub(holds.files),
-            bytes = before.bytes.saturating_sub(holds.bytes),
-            "removed the files from the cache that were not used for longest"
-        );
-    }
-    Ok(holds.bytes + unfinished)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 
+use lamina_fusefs::blob::{self, Digest};
+
 use super::*;
 use crate::registry;
 
