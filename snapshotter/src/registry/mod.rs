@@ -200,7 +200,10 @@ impl Registry {
             .partition(|endpoint| !self.is_resting(endpoint));
         for endpoint in rested.into_iter().chain(resting) {
             match self.ask_one(endpoint, ask, deadline) {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    tracing::Span::current().record("host", endpoint.host());
+                    return Ok(answer);
+                }
                 Err(error) => {
                     // That a mirror has no such manifest says nothing of the blobs that it has.
                     let is_absent = matches!(error, RegistryError::NotFound { .. })

@@ -20,7 +20,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 
-use super::{Files, Found, Have, JOINED, Waiting};
+use super::{Files, Found, Have, JOINED, Waiting, spans};
 use crate::blob::Flaw;
 use crate::blob::cache::{Cache, digest_of};
 use crate::error::{Error, Result};
@@ -186,7 +186,14 @@ impl Arriving for Arrival {
         let wanted = self.chunks(&range);
         let (begin, mut has_waited) = (Instant::now(), false);
         let _waiting = Waiting::of(&self.files.flights);
-        let fetched = self.fetch_chunks(&wanted, &mut has_waited);
+        // Most reads are of what is here.
+        let span = if tracing::enabled!(tracing::Level::DEBUG) && !self.has(range.clone()) {
+            spans::fetch(&self.files, &self.part.found, None, Some(&range))
+        } else {
+            tracing::Span::none()
+        };
+        let fetched = span.in_scope(|| self.fetch_chunks(&wanted, &mut has_waited));
+        spans::ended(&span, &fetched);
         if has_waited {
             self.files.note_wait(begin);
         }
@@ -245,6 +252,7 @@ impl Arrival {
                 };
                 *has_waited = true;
                 if state.coming.contains(&first) {
+                    spans::joined();
                     self.part.changed.wait(&mut state);
                     continue;
                 }
