@@ -33,7 +33,7 @@ const PAGES: usize = 20;
 const TRIES: usize = 4;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// A blob of an artifact that is to be pushed, or was pulled.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -53,6 +53,75 @@ pub struct Artifact {
     pub digest: Digest,
     /// Its blobs.
     pub parts: Vec<Descriptor>,
+}
+
+/// An artifact with all that belongs to it, ready to be put somewhere.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Made {
+    /// Its type.
+    pub artifact_type: String,
+    /// The digest of the manifest that it refers to.
+    pub subject: Digest,
+    /// Its manifest.
+    pub(super) manifest: Vec<u8>,
+    /// Its blobs, and the configuration.
+    pub(super) blobs: Vec<Vec<u8>>,
+    /// What an index says of it.
+    pub(super) entry: Descriptor,
+}
+
+impl Made {
+    /// Makes one of these parts, which refers to a manifest. An error says what is wrong with it.
+    pub fn new(subject: &Descriptor, artifact_type: &str, parts: &[Part]) -> Result<Made, String> {
+        let part = |media_type: MediaType, bytes: &[u8]| {
+            descriptor(media_type, bytes.len() as u64, Digest::of(bytes))
+        };
+        let mut layers = Vec::new();
+        for one in parts {
+            let layer = part(one.media_type.as_str().into(), &one.bytes)?;
+            layers.push(with_annotations(layer, one.annotations.clone()));
+        }
+        let created = jiff::Timestamp::now().to_string();
+        let manifest = ImageManifestBuilder::default()
+            .schema_version(2u32)
+            .media_type(MediaType::ImageManifest)
+            .artifact_type(artifact_type)
+            .config(part(MediaType::EmptyJSON, EMPTY)?)
+            .layers(layers)
+            .subject(subject.clone())
+            .annotations(HashMap::from([(CREATED.to_owned(), created)]))
+            .build()
+            .map_err(|error| error.to_string())?;
+        let manifest = serde_json::to_vec(&manifest).map_err(|error| error.to_string())?;
+        let mut blobs: Vec<_> = parts.iter().map(|part| part.bytes.clone()).collect();
+        blobs.push(EMPTY.to_vec());
+        Made::of(manifest, blobs)
+    }
+
+    /// The one with this manifest and these blobs.
+    pub(super) fn of(manifest: Vec<u8>, blobs: Vec<Vec<u8>>) -> Result<Made, String> {
+        let told: ImageManifest = serde_json::from_slice(&manifest)
+            .map_err(|error| format!("the manifest of an artifact: {error}"))?;
+        let (Some(artifact_type), Some(subject)) = (told.artifact_type(), told.subject()) else {
+            return Err("the manifest is none of an artifact that refers to an image".to_owned());
+        };
+        let (size, digest) = (manifest.len() as u64, Digest::of(&manifest));
+        let mut entry = descriptor(MediaType::ImageManifest, size, digest)?;
+        entry.set_artifact_type(Some(artifact_type.clone()));
+        let annotations = told.annotations().clone().unwrap_or_default();
+        Ok(Made {
+            artifact_type: artifact_type.to_string(),
+            subject: digest_of(subject)?,
+            manifest,
+            blobs,
+            entry: with_annotations(entry, annotations),
+        })
+    }
+
+    /// The digest of its manifest.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.manifest)
+    }
 }
 
 impl Registry {
@@ -185,8 +254,7 @@ impl Registry {
         Ok(Some(parts))
     }
 
-    /// Puts an artifact beside an image, and answers the digest of its manifest. An older one of the
-    /// same type is not counted any more.
+    /// Makes an artifact and puts it beside an image. Answers the digest of its manifest.
     pub fn push_artifact(
         &self,
         reference: &Reference,
@@ -194,54 +262,28 @@ impl Registry {
         artifact_type: &str,
         parts: &[Part],
     ) -> Result<Digest, RegistryError> {
-        let wrong = |what: String| RegistryError::Answer {
+        let made = Made::new(subject, artifact_type, parts);
+        let made = made.map_err(|what| RegistryError::Answer {
             url: reference.whole(),
             what,
-        };
-        let mut layers = Vec::new();
-        for part in parts {
-            let layer = self.push_part(reference, &part.media_type, &part.bytes)?;
-            layers.push(with_annotations(layer, part.annotations.clone()));
-        }
-        let empty = self.push_part(reference, MediaType::EmptyJSON.as_ref(), EMPTY)?;
-        let created = jiff::Timestamp::now().to_string();
-        let annotations = HashMap::from([(CREATED.to_owned(), created)]);
-        let manifest = ImageManifestBuilder::default()
-            .schema_version(2u32)
-            .media_type(MediaType::ImageManifest)
-            .artifact_type(artifact_type)
-            .config(empty)
-            .layers(layers)
-            .subject(subject.clone())
-            .annotations(annotations.clone())
-            .build()
-            .map_err(|error| wrong(error.to_string()))?;
-        let bytes = serde_json::to_vec(&manifest).map_err(|error| wrong(error.to_string()))?;
-        let digest = Digest::of(&bytes);
-        let pushed = self.push_manifest(reference, &digest.to_string(), MANIFEST, &bytes)?;
-        if !pushed.notes_subject {
-            let size = bytes.len() as u64;
-            let mut entry = descriptor(MediaType::ImageManifest, size, digest).map_err(wrong)?;
-            entry.set_artifact_type(Some(artifact_type.into()));
-            let entry = with_annotations(entry, annotations);
-            let subject = digest_of(subject).map_err(wrong)?;
-            self.tag(reference, subject, &entry, artifact_type)?;
-        }
-        Ok(digest)
+        })?;
+        self.push_made(reference, &made)?;
+        Ok(made.digest())
     }
 
-    fn push_part(
-        &self,
-        reference: &Reference,
-        media_type: &str,
-        bytes: &[u8],
-    ) -> Result<Descriptor, RegistryError> {
-        let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
-        self.push_blob(reference, digest, size, Body::Bytes(bytes))?;
-        descriptor(media_type.into(), size, digest).map_err(|what| RegistryError::Answer {
-            url: reference.whole(),
-            what,
-        })
+    /// Puts an artifact beside the image that it refers to. An older one of the same type is not counted any
+    /// more.
+    pub fn push_made(&self, reference: &Reference, made: &Made) -> Result<(), RegistryError> {
+        for bytes in &made.blobs {
+            let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
+            self.push_blob(reference, digest, size, Body::Bytes(bytes))?;
+        }
+        let target = made.digest().to_string();
+        let pushed = self.push_manifest(reference, &target, MANIFEST, &made.manifest)?;
+        if !pushed.notes_subject {
+            self.tag(reference, made)?;
+        }
+        Ok(())
     }
 
     fn artifact_at(
@@ -292,14 +334,9 @@ impl Registry {
         }
     }
 
-    /// Adds an entry to what the tag for `subject` leads to, instead of others of its type.
-    fn tag(
-        &self,
-        reference: &Reference,
-        subject: Digest,
-        entry: &Descriptor,
-        artifact_type: &str,
-    ) -> Result<(), RegistryError> {
+    /// Adds an artifact to what the tag for its subject leads to, instead of others of its type.
+    fn tag(&self, reference: &Reference, made: &Made) -> Result<(), RegistryError> {
+        let (subject, entry) = (made.subject, &made.entry);
         let wrong = |what: String| RegistryError::Answer {
             url: reference.whole(),
             what,
@@ -325,7 +362,7 @@ impl Registry {
                     .map_err(|error| wrong(error.to_string()))?,
             };
             let mut all = index.manifests().clone();
-            all.retain(|one| !is_of(one, artifact_type));
+            all.retain(|one| !is_of(one, &made.artifact_type));
             all.push(entry.clone());
             index.set_manifests(all);
             let bytes = serde_json::to_vec(&index).map_err(|error| wrong(error.to_string()))?;

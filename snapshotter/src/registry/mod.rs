@@ -9,7 +9,7 @@
 //! - [`Registry`] asks until somebody answers, or patience is at its end.
 //! - [`image`] reads manifests and configurations, [`blob`] ranges of a blob.
 //! - [`push`] writes blobs and manifests.
-//! - [`artifact`] finds what refers to an image, and adds to it.
+//! - [`artifact`] finds what refers to an image, and adds to it; [`layout`] carries that in files.
 //!
 //! Everything here waits, so whoever calls it does so on a thread that may.
 
@@ -21,6 +21,7 @@ mod error;
 pub mod hosts;
 mod http;
 pub mod image;
+pub mod layout;
 pub mod pulled;
 pub mod push;
 
