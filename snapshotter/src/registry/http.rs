@@ -312,7 +312,8 @@ fn next_page(
     let beginning = format!("{}/{}/", shown(&endpoint.base), ask.repository);
     let path = url.strip_prefix(&beginning).map(str::to_owned);
     if path.is_none() {
-        tracing::debug!(%url, "a registry says that its answer goes on elsewhere");
+        let url = without_query(&url);
+        tracing::debug!(url, "a registry says that its answer goes on elsewhere");
     }
     path
 }

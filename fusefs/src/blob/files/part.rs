@@ -2,8 +2,9 @@
 //!
 //! Until all of them have come such a file has no name in the cache, since that says what all of its
 //! bytes are. It is a file with holes beside it, and is gone when nobody has used it for long, when space
-//! is short and nobody has it open ([`Files::drop_unused_parts`]), or the daemon ends. Each chunk was held against its own digest before it is written there. When the last
-//! one has come, the whole is held against the file's digest, and becomes a file of the cache.
+//! is short and nobody has it open ([`Files::drop_unused_parts`]), or the daemon ends. Each chunk was held
+//! against its own digest before it is written there. When the last one has come, the whole is held against
+//! the file's digest, and becomes a file of the cache.
 
 use std::collections::HashSet;
 use std::fs::File;

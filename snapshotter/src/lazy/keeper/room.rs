@@ -50,8 +50,8 @@ pub(super) struct Look {
     lacking: u64,
 }
 
-/// Makes the cache smaller, if it is too large or the disk too full. `before`: what it was like when this was
-/// last done; if nothing has changed, nothing is done.
+/// Makes the cache smaller, if it is too large or the disk too full. `before`: what it was like when this last
+/// left it as small as it has to be; if nothing has changed since, nothing is done.
 pub(super) fn limit(
     lazy: &Lazy,
     orders: &Orders,
@@ -81,7 +81,8 @@ pub(super) fn limit(
     let is_full = look.lacking > 0 || limits.cache_bytes > 0 && bytes > low;
     orders.is_full.store(is_full, Ordering::SeqCst);
     lazy.cache.set_scarce(is_full);
-    *before = Some(look);
+    // Files that are open now will not be so for ever.
+    *before = Some(look).filter(|_| bytes <= most);
     Ok(())
 }
 

@@ -54,6 +54,13 @@ fn beyond_its_limit_a_cache_shrinks_below_it_and_keeps_what_is_open() {
     let oldest = Digest::of(&vec![0; 1 << 20]);
     assert!(lazy.cache.find(oldest, 1 << 20).expect("find").is_some());
     drop(first);
+    // Of files that are all open none goes, until they are closed.
+    let open: Vec<File> = (20..32).map(|byte| add(&lazy, byte)).collect();
+    limit(&lazy, &lazy.orders, &mut before).expect("limit");
+    assert!(lazy.cache.holds().expect("holds").files >= 12);
+    drop(open);
+    limit(&lazy, &lazy.orders, &mut before).expect("limit");
+    assert!(lazy.cache.holds().expect("holds").files <= 9);
     lazy.close();
 }
 
