@@ -53,6 +53,15 @@ impl<T> Chains<T> {
         Ok(built)
     }
 
+    /// All values that are in use or kept, but for those that are being built.
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = slots.values();
+        values
+            .filter_map(|slot| slot.try_lock().ok()?.upgrade())
+            .collect()
+    }
+
     /// Keeps a chain's value when its last user is gone, until others were kept more lately.
     pub(crate) fn keep(&self, chain: u64, value: Arc<T>) {
         // What has to go is dropped when the lock is free again.
@@ -104,6 +113,7 @@ mod tests {
                 .collect()
         });
         assert_eq!(built.into_inner(), 1);
+        assert_eq!(chains.all().len(), 1);
         assert!(values.iter().all(|value| Arc::ptr_eq(value, &values[0])));
     }
 
@@ -119,6 +129,7 @@ mod tests {
             1
         );
         drop(first);
+        assert!(chains.all().is_empty());
         assert_eq!(
             *chains.get(1, || Ok::<_, ()>(Arc::new(3))).expect("anew"),
             3

@@ -120,6 +120,7 @@ pub(crate) async fn keep_cache(address: &Path, action: CacheAction) -> Result<Ca
         bytes: kept.bytes,
         removed_files: kept.removed_files,
         removed_bytes: kept.removed_bytes,
+        unfinished_bytes: kept.unfinished_bytes,
     })
 }
 
@@ -324,6 +325,7 @@ impl status_api::status_server::Status for Service {
             bytes: kept.bytes,
             removed_files: kept.removed_files,
             removed_bytes: kept.removed_bytes,
+            unfinished_bytes: kept.unfinished_bytes,
         }))
     }
 }

@@ -20,13 +20,13 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::RwLock;
 use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock,
-    fstat, fstatvfs, futimens, openat, statat, syncfs,
+    AtFlags, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+    flock, fstat, fstatvfs, futimens, openat, statat, syncfs,
 };
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
@@ -62,6 +62,8 @@ pub struct Cache {
     next: AtomicU64,
     /// Bytes that were added.
     added: AtomicU64,
+    /// Whether nothing is to be added that nobody waits for.
+    scarce: AtomicBool,
     /// Whether it was closed; held while a file gets its name.
     closed: RwLock<bool>,
 }
@@ -167,6 +169,7 @@ impl Cache {
             new,
             next: AtomicU64::new(0),
             added: AtomicU64::new(0),
+            scarce: AtomicBool::new(false),
             closed: RwLock::new(false),
         };
         if state != boot {
@@ -362,6 +365,29 @@ impl Cache {
         Ok((left, removed))
     }
 
+    /// Bytes on the disk of files that are not whole: large ones of which some chunks have come, and those
+    /// that are being written. [`Self::holds`] does not count them.
+    pub fn unfinished(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for entry in read_dir(self.new.as_fd())? {
+            // It may have got its name meanwhile.
+            if let Ok(stat) = statat(&self.new, &entry.name, AtFlags::SYMLINK_NOFOLLOW) {
+                bytes += bytes_of(&stat);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Says whether there is room for what nobody waits for.
+    pub fn set_scarce(&self, is_scarce: bool) {
+        self.scarce.store(is_scarce, Ordering::Relaxed);
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.scarce.load(Ordering::Relaxed)
+    }
+
     /// The bytes that were added since it was opened.
     pub fn added(&self) -> u64 {
         self.added.load(Ordering::Relaxed)
@@ -399,7 +425,7 @@ impl Cache {
                             stat.st_atime,
                             i64::try_from(stat.st_atime_nsec).unwrap_or(0),
                         ),
-                        bytes: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+                        bytes: bytes_of(&stat),
                     });
                 }
             }
@@ -415,6 +441,11 @@ impl Cache {
         renameat(&self.new, "state", &self.root, "state")?;
         fsync(&self.root)
     }
+}
+
+/// The bytes that a file takes on the disk.
+fn bytes_of(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }
 
 /// The directory and the name of a file.

@@ -5,9 +5,16 @@
 //! one: else another host, which unpacks the archive, would see other files under the same chain ID.
 //!
 //! One thing a table may tell less exactly: the time of a file. eStargz rounds it to a second.
+//!
+//! One thing no tree shows: whether a directory has an entry of its own. Without one it looks as
+//! containerd makes such a directory, and an entry may say the same. But unpacking goes through a
+//! symlink of the layers below where there is no entry, and replaces it where there is one. So which
+//! directories were told to have none is noted beside the tree ([`implied_digest`]).
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 use super::Flaw;
 use super::digest::Digest;
@@ -21,9 +28,27 @@ use crate::types::{FileKind, Ino, Timestamp};
 /// How far the time of a file may be from the one in the archive, in nanoseconds, and less.
 const ROUNDED: i128 = 1_000_000_000;
 
-/// Holds what was told of a layer, its index and its table, against the tree of its archive. Answers
-/// the first difference.
-pub(crate) fn compare(told: &Index, table: &Table, archive: &Tree) -> Result<Option<Flaw>> {
+/// A digest of the paths of directories that a layer has files in, but no entry for
+/// ([`Contents::implied`](super::Contents::implied)), whatever their order.
+pub fn implied_digest(mut implied: Vec<PathBuf>) -> Digest {
+    implied.sort_unstable();
+    implied.dedup();
+    let mut all = Vec::new();
+    for path in &implied {
+        all.extend_from_slice(path.as_os_str().as_bytes());
+        all.push(0);
+    }
+    Digest::of(&all)
+}
+
+/// Holds what was told of a layer, its index and its table, against the tree of its archive; and, if it
+/// was noted, the digest of the directories that were told to have no entry. Answers the first difference.
+pub(crate) fn compare(
+    told: &Index,
+    table: &Table,
+    implied: Option<Digest>,
+    archive: &Tree,
+) -> Result<Option<Flaw>> {
     let digests = archive.files().map(|(ino, data)| (ino, data.digest));
     let digests: HashMap<Ino, Option<Digest>> = digests.collect();
     let stamp = Stamp {
@@ -39,7 +64,15 @@ pub(crate) fn compare(told: &Index, table: &Table, archive: &Tree) -> Result<Opt
         digests,
         links: HashMap::new(),
     };
-    Ok(comparing.walk().err())
+    let difference = comparing.walk().err();
+    Ok(difference.or_else(|| {
+        let (found, wanted) = (implied?, implied_digest(archive.implied()));
+        (found != wanted).then_some(Flaw::Digest {
+            what: "what was told of directories without an entry of their own",
+            found,
+            wanted,
+        })
+    }))
 }
 
 struct Comparing<'c> {

@@ -3,6 +3,7 @@
 
 mod first;
 mod part;
+mod spans;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -204,6 +205,11 @@ impl Files {
     /// A file, which is fetched if it is not here. Whoever wants the same file at the same time waits
     /// for the same bytes, and gets the same error.
     pub fn fetch(&self, ino: Ino) -> Result<File> {
+        self.fetch_at(None, ino)
+    }
+
+    /// The same of a file with this path, if that is known.
+    fn fetch_at(&self, path: Option<&Path>, ino: Ino) -> Result<File> {
         self.check_refused()?;
         let found = self.table.find(ino).ok_or(Error::NotFound)?;
         self.counters.opened.fetch_add(1, Ordering::Relaxed);
@@ -216,7 +222,10 @@ impl Files {
         self.counters.waited.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting::of(&self.flights);
         let since = Instant::now();
-        let fetched = complete(self, &found).and_then(|()| self.fetch_ahead(&found));
+        let span = spans::fetch(self, &found, path, None);
+        let fetched =
+            span.in_scope(|| complete(self, &found).and_then(|()| self.fetch_ahead(&found)));
+        spans::ended(&span, &fetched);
         self.note_wait(since);
         fetched
     }
@@ -395,6 +404,7 @@ impl Files {
             let flight = match self.flights.join(found.digest) {
                 Role::Lead(flight) => flight,
                 Role::Wait(flight) => {
+                    spans::joined();
                     flight.wait().map_err(|flaw| self.failed(flaw))?;
                     // It is here, unless somebody has pruned the cache meanwhile.
                     continue;
@@ -551,8 +561,8 @@ impl LayerData for Files {
         Ok(is_here)
     }
 
-    fn open(&self, _path: &Path, ino: Ino) -> Result<File> {
-        self.fetch(ino)
+    fn open(&self, path: &Path, ino: Ino) -> Result<File> {
+        self.fetch_at(Some(path), ino)
     }
 
     fn arriving(&self, ino: Ino) -> Result<Option<Arc<dyn Arriving>>> {

@@ -41,6 +41,7 @@ pub mod write;
 use std::path::PathBuf;
 
 pub use cache::{Cache, Holds, Space};
+pub use compare::implied_digest;
 pub use contents::{Contents, Ordinary};
 pub use digest::Digest;
 pub use files::{Counts, Files, Flights, Here, Promised, Source, Whole, digests_in};

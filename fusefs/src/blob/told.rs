@@ -40,26 +40,27 @@ pub fn check_told(
 }
 
 fn check(index: &Index, table: &Table, size: u64, limits: &Limits) -> Result<(Attr, u64), Flaw> {
-    check_table(table, size)?;
+    check_table(table, size, limits)?;
     let mut told = Told {
         index,
         table,
         limits,
+        blob_bytes: size,
         entries: 0,
         bytes: 0,
         known: HashMap::new(),
         files: 0,
     };
     told.check_entry(Index::ROOT)?;
-    let mut dirs = vec![(Index::ROOT, 0)];
-    while let Some((dir, depth)) = dirs.pop() {
-        if depth > limits.depth {
-            return Err(limits.exceeded(Cap::Depth));
-        }
+    // Directories, with how many names and bytes the paths in them have before their own.
+    let mut dirs = vec![(Index::ROOT, 0, 0)];
+    while let Some((dir, names, bytes)) = dirs.pop() {
         for record in index.children(dir) {
+            let (names, bytes) = told.check_path((names, bytes), index.name(record).len())?;
             told.check_entry(record)?;
             if index.kind(record) == EntryKind::File(FileKind::Directory) {
-                dirs.push((record, depth + 1));
+                // And a slash.
+                dirs.push((record, names, bytes + 1));
             }
         }
     }
@@ -70,7 +71,10 @@ fn check(index: &Index, table: &Table, size: u64, limits: &Limits) -> Result<(At
 }
 
 /// Every chunk lies in the blob, at a place where inflating can begin.
-fn check_table(table: &Table, size: u64) -> Result<(), Flaw> {
+fn check_table(table: &Table, size: u64, limits: &Limits) -> Result<(), Flaw> {
+    if table.chunks() > limits.chunks {
+        return Err(limits.exceeded(Cap::Chunks));
+    }
     if table.compression() != Compression::Checkpoints || table.prefetch() != 0 {
         return Err(whole("it is one of another sort of blob"));
     }
@@ -88,7 +92,10 @@ struct Told<'t> {
     index: &'t Index,
     table: &'t Table,
     limits: &'t Limits,
+    /// Bytes of the blob.
+    blob_bytes: u64,
     entries: usize,
+    /// Bytes of the regular files so far.
     bytes: u64,
     /// The first entry of each inode.
     known: HashMap<Ino, u32>,
@@ -97,6 +104,25 @@ struct Told<'t> {
 }
 
 impl Told<'_> {
+    /// How many names and bytes a path has, with a last name of so many bytes behind what it begins with.
+    fn check_path(
+        &self,
+        (names, bytes): (usize, usize),
+        name: usize,
+    ) -> Result<(usize, usize), Flaw> {
+        let (names, bytes) = (names + 1, bytes + name);
+        let exceeded = if name > self.limits.name_bytes {
+            Cap::Name
+        } else if bytes > self.limits.path_bytes {
+            Cap::Path
+        } else if names > self.limits.depth {
+            Cap::Depth
+        } else {
+            return Ok((names, bytes));
+        };
+        Err(self.limits.exceeded(exceeded))
+    }
+
     /// An entry is one that an archive can have.
     fn check_entry(&mut self, record: u32) -> Result<(), Flaw> {
         self.entries += 1;
@@ -128,9 +154,7 @@ impl Told<'_> {
             }
             self.files += 1;
             self.bytes = self.bytes.saturating_add(length);
-            if self.bytes > self.limits.layer_bytes {
-                return Err(self.limits.exceeded(Cap::Layer));
-            }
+            self.limits.check_bytes(self.bytes, Some(self.blob_bytes))?;
         }
         Ok(())
     }

@@ -60,6 +60,9 @@ pub(super) fn run(args: &CacheArgs) -> Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&kept)?);
     } else {
         println!("{} files, {}", kept.files, size(kept.bytes));
+        if kept.unfinished_bytes > 0 {
+            println!("not whole yet: {}", size(kept.unfinished_bytes));
+        }
         if action != CacheAction::Look {
             let (files, bytes) = (kept.removed_files, size(kept.removed_bytes));
             println!("removed: {files} files, {bytes}");

@@ -7,17 +7,22 @@
 //! within its limits, clears away what belonged to layers that were removed, writes down what was
 //! recorded, and lets go of what was read of indexes.
 
-use std::collections::{HashSet, VecDeque};
+mod room;
+
+use std::collections::VecDeque;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use lamina_fusefs::blob::{self, Digest, Holds, digests_in};
 use lamina_fusefs::memory;
 use parking_lot::{Condvar, Mutex};
+use tracing::Span;
+use tracing::field::{Empty, display};
 
+pub(super) use self::room::shrink;
+use self::room::{limit, sweep};
 use super::profile::Profiles;
 use super::record::{Record, Verdict};
 use super::{Lazy, whole};
@@ -31,8 +36,6 @@ const SETTLE: Duration = Duration::from_millis(200);
 pub(super) const STAND_BACK: Duration = Duration::from_millis(500);
 /// How long a layer is left alone that could not be filled.
 const RETRY: Duration = Duration::from_mins(1);
-/// How much of its limit the cache may take after it was made smaller, in percent: the low water mark.
-const LOW: u64 = 90;
 
 /// How large the cache may be, and what is fetched without being asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -204,9 +207,41 @@ fn prefetch(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
     }
 }
 
+/// Does something about a layer in its span.
+fn in_span(
+    span: &Span,
+    layout: &Layout,
+    id: u64,
+    work: impl FnOnce() -> lamina_fusefs::Result<()>,
+) -> lamina_fusefs::Result<()> {
+    if !span.is_disabled()
+        && let Ok(record) = Record::read(&layout.blob_record(id))
+    {
+        span.record("image", &record.reference);
+        span.record("layer", &record.digest);
+    }
+    let done = span.in_scope(work);
+    match &done {
+        Ok(()) => span.record("outcome", "done"),
+        Err(error) => span.record("outcome", display(error)),
+    };
+    done
+}
+
 /// Fetches what will be wanted first of a layer: as far as containers were seen to open it, or else what
 /// its maker says.
-fn prefetch_one(lazy: &Lazy, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+pub(super) fn prefetch_one(lazy: &Lazy, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+    let span = tracing::debug_span!(
+        "prefetch",
+        id,
+        image = Empty,
+        layer = Empty,
+        outcome = Empty
+    );
+    in_span(&span, layout, id, || prefetch_layer(lazy, layout, id))
+}
+
+fn prefetch_layer(lazy: &Lazy, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
     let opened = lazy.layer(layout, id)?;
     let record = Record::read(&layout.blob_record(id))?;
     let wanted = lazy.wanted_first(&record);
@@ -249,6 +284,11 @@ fn fill(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
 }
 
 fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
+    let span = tracing::debug_span!("fill", id, image = Empty, layer = Empty, outcome = Empty);
+    in_span(&span, layout, id, || fill_layer(lazy, orders, layout, id))
+}
+
+fn fill_layer(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fusefs::Result<()> {
     let opened = lazy.layer(layout, id)?;
     let files = Arc::clone(&opened.files);
     if lazy.limits_of_cache.fill && files.is_far() {
@@ -283,7 +323,7 @@ fn fill_one(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_fu
 }
 
 fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
-    let mut looked_at = None;
+    let (mut looked_at, mut added) = (None, 0);
     loop {
         let is_idle = {
             let mut state = orders.state.lock();
@@ -301,77 +341,22 @@ fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
         };
         lazy.keep_profiles(false);
         memory::release_mapped();
-        // A walk over the cache costs something, so only if there is more than before.
-        let added = lazy.cache.added();
-        if looked_at != Some(added) {
+        if added != lazy.cache.added() {
             // Fetching took memory.
+            added = lazy.cache.added();
             memory::release_freed();
         }
-        let kept = if !removed.is_empty() {
-            sweep(&lazy, layout, &removed)
-        } else if looked_at == Some(added) {
-            Ok(())
+        let kept = if removed.is_empty() {
+            limit(&lazy, orders, &mut looked_at)
         } else {
-            limit(&lazy, orders)
+            // There is more room afterwards.
+            looked_at = None;
+            sweep(&lazy, layout, &removed)
         };
-        match kept {
-            Ok(()) => looked_at = Some(added),
-            Err(error) => tracing::warn!(%error, "the cache cannot be kept in order"),
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the cache cannot be kept in order");
         }
     }
-}
-
-/// Removes files of which no layer is left but those that were `removed`.
-fn sweep(lazy: &Lazy, layout: &Layout, removed: &[u64]) -> lamina_fusefs::Result<()> {
-    let mut kept: HashSet<Digest> = HashSet::new();
-    for id in layers(layout)
-        .into_iter()
-        .filter(|id| !removed.contains(id))
-    {
-        let table = layout.blob_table(id);
-        match digests_in(&table, &blob::Limits::of_written()) {
-            Ok(digests) => kept.extend(digests),
-            // It was removed meanwhile. Of any other it is not known what it needs.
-            Err(_) if !table.exists() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let removed = lazy.cache.sweep(|digest| kept.contains(&digest))?;
-    if removed.files > 0 {
-        tracing::info!(
-            files = removed.files,
-            bytes = removed.bytes,
-            "removed files of layers that are gone from the cache"
-        );
-    }
-    Ok(())
-}
-
-/// Makes the cache smaller, if it is too large or the disk too full.
-fn limit(lazy: &Lazy, orders: &Orders) -> lamina_fusefs::Result<()> {
-    let limits = &lazy.limits_of_cache;
-    let space = lazy.cache.space()?;
-    let wanted_free = space.total / 100 * limits.free_percent;
-    let lacking = wanted_free.saturating_sub(space.free);
-    let mut holds = lazy.cache.holds()?;
-    let mut most = holds.bytes.saturating_sub(lacking);
-    if limits.cache_bytes > 0 && holds.bytes > limits.cache_bytes {
-        most = most.min(limits.cache_bytes / 100 * LOW);
-    }
-    if most < holds.bytes {
-        let before: Holds = holds;
-        holds = lazy.cache.shrink(most)?;
-        tracing::info!(
-            files = before.files - holds.files,
-            bytes = before.bytes - holds.bytes,
-            "removed the files from the cache that were not used for longest"
-        );
-    }
-    let is_large = limits.cache_bytes > 0 && holds.bytes > limits.cache_bytes / 100 * LOW;
-    orders
-        .is_full
-        .store(is_large || lacking > 0, Ordering::SeqCst);
-    Ok(())
 }
 
 #[cfg(test)]

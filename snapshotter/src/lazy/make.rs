@@ -5,7 +5,9 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lamina_fusefs::blob::{Contents, Digest, Flaw, Limits, Toc, estargz, zstd_chunked};
+use lamina_fusefs::blob::{
+    Contents, Digest, Flaw, Limits, Toc, estargz, implied_digest, zstd_chunked,
+};
 use lamina_fusefs::image::Image;
 use lamina_fusefs::types::Attr;
 
@@ -49,14 +51,15 @@ pub(super) fn make(
         layer.size,
     );
     if is_ordinary_gzip(layer)?
-        && let Some((root, file_bytes)) = from_registry(lazy, &image, layer, below, dir)
+        && let Some(taken) = from_registry(lazy, limits, &image, layer, below, dir)
     {
         let (reference, digest) = (wanted.reference.clone(), wanted.digest.clone());
         let record = Record::new(reference, digest, layer.size, Format::Gzip);
         let mut record = record.of_archive(layer.diff_id.to_string(), false);
-        record.file_bytes = file_bytes;
+        record.file_bytes = taken.file_bytes;
+        record.implied = Some(implied_digest(taken.implied).to_string());
         record.write(&dir.join(BLOB_RECORD))?;
-        return Ok(root);
+        return Ok(taken.root);
     }
     let (format, contents) = match toc_of(layer)? {
         Some(TocPlace::Estargz(digest)) => (
@@ -81,7 +84,8 @@ pub(super) fn make(
             }
         },
     };
-    check_implied(&contents.implied(), below)?;
+    let implied = contents.implied();
+    check_implied(&implied, below)?;
     contents.save(&dir.join(LAYER_INDEX), &dir.join(BLOB_TABLE))?;
     let record = Record::new(
         wanted.reference.clone(),
@@ -93,6 +97,7 @@ pub(super) fn make(
     let is_verified = matches!(format, Format::Gzip | Format::Repacked);
     let mut record = record.of_archive(layer.diff_id.to_string(), is_verified);
     record.file_bytes = contents.file_bytes();
+    record.implied = (!is_verified).then(|| implied_digest(implied).to_string());
     record.write(&dir.join(BLOB_RECORD))?;
     let root = contents.root();
     root.ok_or_else(|| LazyError::Unfit("it has no root".to_owned()))
@@ -113,25 +118,24 @@ pub(super) fn is_ordinary_gzip(layer: &image::Layer) -> Result<bool, LazyError> 
 }
 
 /// Writes down what an index in the registry tells of a layer, if there is one, and it is to be believed.
-/// Answers the attributes of the layer's root, and the bytes of its files.
 /// Whatever is wrong with it is said in the log: the layer is read then as if there were none.
 fn from_registry(
     lazy: &Lazy,
+    limits: &Limits,
     image: &image::Image,
     layer: &image::Layer,
     below: Option<&Image>,
     dir: &Path,
-) -> Option<(Attr, u64)> {
+) -> Option<published::Taken> {
     if !lazy.trusts_indexes_of(&image.reference) {
         return None;
     }
     let found = lazy.indexes.find(&lazy.registry, image, layer);
     let taken = found.and_then(|part| {
         let Some(part) = part else { return Ok(None) };
-        let (registry, limits) = (&lazy.registry, &lazy.limits);
-        let (root, bytes, implied) = published::take(registry, image, layer, &part, dir, limits)?;
-        check_implied(&implied, below)?;
-        Ok(Some((root, bytes)))
+        let taken = published::take(&lazy.registry, image, layer, &part, dir, limits)?;
+        check_implied(&taken.implied, below)?;
+        Ok(Some(taken))
     });
     taken.unwrap_or_else(|error| {
         tracing::info!(

@@ -75,7 +75,9 @@ impl Pieces {
         let threads = (0..ahead.min(count)).map(|first| {
             let (sender, receiver) = sync_channel(1);
             let (blob, gate) = (blob.clone(), Arc::clone(gate));
+            let span = tracing::Span::current();
             let fetch = move || {
+                let _entered = span.enter();
                 let mut number = first;
                 while number < count {
                     let start = number * piece;

@@ -28,10 +28,10 @@ use parking_lot::Mutex;
 use super::LazyError;
 use super::make::{check_digest, is_ordinary_gzip};
 use super::pieces::Pieces;
-use crate::registry::artifact::Part;
+use crate::registry::artifact::{Made, Part};
 use crate::registry::blob::RemoteBlob;
 use crate::registry::image::{Image, Layer, digest_of};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Registry, RegistryError, layout};
 use crate::store::layout::{BLOB_TABLE, LAYER_INDEX};
 
 /// The type of the artifact.
@@ -56,25 +56,30 @@ const WINDOW_LOG: u32 = 27;
 /// How hard it is tried to make it small.
 const LEVEL: i32 = 9;
 
-/// What [`publish`] did.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Published {
-    /// The digest of the artifact's manifest.
-    pub artifact: Digest,
+/// What the index of an artifact in files is called there.
+const LAYOUT_NAME: &str = "lamina-index";
+
+/// An index that [`index`] has made.
+#[derive(Clone, Debug)]
+pub struct Indexed {
+    /// The image that it is of.
+    pub image: Image,
+    /// All of it.
+    pub artifact: Made,
     /// Each layer that was read, with the bytes of its blob and of its part.
     pub layers: Vec<(Digest, u64, u64)>,
     /// Layers that need no index, or can have none.
     pub left_out: usize,
 }
 
-/// Reads the ordinary gzip layers of an image, and puts their indexes beside it. `begins` is told of each
-/// layer before it is read.
-pub fn publish(
+/// Reads the ordinary gzip layers of an image, and makes their index. `begins` is told of each layer before it
+/// is read.
+pub fn index(
     registry: &Arc<Registry>,
     name: &str,
     limits: &Limits,
     mut begins: impl FnMut(&Layer),
-) -> Result<Published, LazyError> {
+) -> Result<Indexed, LazyError> {
     let image = registry.image(name)?;
     let (mut parts, mut layers) = (Vec::new(), Vec::new());
     for layer in &image.layers {
@@ -105,13 +110,41 @@ pub fn publish(
             "{name}: no layer of it is ordinary gzip, so there is nothing to index"
         )));
     }
-    let reference = &image.reference;
-    let artifact = registry.push_artifact(reference, &image.manifest, INDEX_TYPE, &parts)?;
-    Ok(Published {
+    let artifact = Made::new(&image.manifest, INDEX_TYPE, &parts).map_err(LazyError::Unfit)?;
+    Ok(Indexed {
         artifact,
         left_out: image.layers.len() - layers.len(),
         layers,
+        image,
     })
+}
+
+/// Puts an index beside its image in the registry.
+pub fn push(registry: &Registry, indexed: &Indexed) -> Result<(), LazyError> {
+    Ok(registry.push_made(&indexed.image.reference, &indexed.artifact)?)
+}
+
+/// Writes an index into a directory, which is made, as an OCI image layout.
+pub fn write_to(dir: &Path, indexed: &Indexed) -> Result<(), LazyError> {
+    Ok(layout::write(dir, &indexed.artifact, LAYOUT_NAME)?)
+}
+
+/// Puts an index that [`write_to`] has written beside the image of this name, which it has to be of. Answers
+/// the digest of its manifest.
+pub fn push_from(registry: &Registry, name: &str, dir: &Path) -> Result<Digest, LazyError> {
+    let image = registry.image(name)?;
+    let artifact = layout::read(dir)?;
+    let subject = digest_of(&image.manifest).map_err(LazyError::Unfit)?;
+    if artifact.artifact_type != INDEX_TYPE || artifact.subject != subject {
+        return Err(LazyError::Unfit(format!(
+            "{}: it is a {} of {}, and the manifest of {name} is {subject}",
+            dir.display(),
+            artifact.artifact_type,
+            artifact.subject
+        )));
+    }
+    registry.push_made(&image.reference, &artifact)?;
+    Ok(artifact.digest())
 }
 
 /// The parts of an index, or why there are none.
@@ -158,8 +191,17 @@ impl Indexes {
     }
 }
 
-/// Writes what a part tells of a layer into `dir`. Answers the attributes of the layer's root, the bytes of
-/// its files, and the directories that its archive has no entry for.
+/// What a part tells of a layer beside its index and table.
+pub(super) struct Taken {
+    /// The attributes of its root.
+    pub(super) root: Attr,
+    /// Bytes of its files.
+    pub(super) file_bytes: u64,
+    /// The directories that its archive has no entry for.
+    pub(super) implied: Vec<PathBuf>,
+}
+
+/// Writes what a part tells of a layer into `dir`.
 pub(super) fn take(
     registry: &Registry,
     image: &Image,
@@ -167,12 +209,16 @@ pub(super) fn take(
     part: &Descriptor,
     dir: &Path,
     limits: &Limits,
-) -> Result<(Attr, u64, Vec<PathBuf>), LazyError> {
+) -> Result<Taken, LazyError> {
     let bytes = registry.artifact_part(&image.reference, part, MOST)?;
     let (index, table) = (dir.join(LAYER_INDEX), dir.join(BLOB_TABLE));
     let implied = unpack(&bytes, &index, &table)?;
-    let (root, bytes) = check_told(&index, &table, (layer.digest, layer.size), limits)??;
-    Ok((root, bytes, implied))
+    let (root, file_bytes) = check_told(&index, &table, (layer.digest, layer.size), limits)??;
+    Ok(Taken {
+        root,
+        file_bytes,
+        implied,
+    })
 }
 
 /// The bytes of a part.

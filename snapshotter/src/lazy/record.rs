@@ -31,6 +31,11 @@ pub(crate) struct Record {
     /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) diff_id: Option<String>,
+    /// The digest of the directories that were told to have no entry
+    /// ([`implied_digest`](lamina_fusefs::blob::implied_digest)). None where nobody told: the blob itself
+    /// was read. Records of earlier versions have none either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) implied: Option<String>,
     /// What all of it turned out to be, once all of it was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) verdict: Option<Verdict>,
@@ -82,6 +87,7 @@ impl Record {
             format,
             file_bytes: 0,
             diff_id: None,
+            implied: None,
             verdict: None,
         }
     }

@@ -6,7 +6,7 @@ use lamina_fusefs::blob::{Cache, Holds};
 use serde::Serialize;
 
 use super::Lazy;
-use super::keeper::layers;
+use super::keeper::{self, layers};
 use super::record::{Record, Verdict};
 use crate::store::layout::Layout;
 
@@ -45,7 +45,8 @@ pub struct LayerStatus {
 pub enum CacheAction {
     /// Nothing.
     Look,
-    /// Remove files that were not used for longest, until the others take no more than so many bytes.
+    /// Remove files that were not used for longest, until the others take no more than so many bytes, with what
+    /// has come of large files that are not whole.
     Prune(u64),
     /// Read all files, and remove damaged ones.
     Verify,
@@ -62,6 +63,8 @@ pub struct CacheStatus {
     pub removed_files: u64,
     /// Bytes that they took.
     pub removed_bytes: u64,
+    /// Bytes on the disk of what has come of large files that are not whole.
+    pub unfinished_bytes: u64,
 }
 
 impl Lazy {
@@ -107,25 +110,30 @@ impl Lazy {
 
     /// Does something about the cache.
     pub(crate) fn keep_cache(&self, action: CacheAction) -> lamina_fusefs::Result<CacheStatus> {
-        keep(&self.cache, action)
+        keep(&self.cache, action, |most| keeper::shrink(self, most))
     }
 }
 
 /// Does something about the cache of a root that no daemon has.
 pub(crate) fn keep_cache_in(dir: &Path, action: CacheAction) -> lamina_fusefs::Result<CacheStatus> {
     let cache = Cache::open(dir)?;
-    let kept = keep(&cache, action)?;
+    let kept = keep(&cache, action, |most| Ok(cache.shrink(most)?.bytes))?;
     cache.close()?;
     Ok(kept)
 }
 
-fn keep(cache: &Cache, action: CacheAction) -> lamina_fusefs::Result<CacheStatus> {
+fn keep(
+    cache: &Cache,
+    action: CacheAction,
+    shrink: impl Fn(u64) -> lamina_fusefs::Result<u64>,
+) -> lamina_fusefs::Result<CacheStatus> {
     let (holds, removed) = match action {
         CacheAction::Look => (cache.holds()?, Holds::default()),
         CacheAction::Verify => cache.verify()?,
         CacheAction::Prune(bytes) => {
             let before = cache.holds()?;
-            let holds = cache.shrink(bytes)?;
+            shrink(bytes)?;
+            let holds = cache.holds()?;
             let removed = Holds {
                 files: before.files.saturating_sub(holds.files),
                 bytes: before.bytes.saturating_sub(holds.bytes),
@@ -138,5 +146,6 @@ fn keep(cache: &Cache, action: CacheAction) -> lamina_fusefs::Result<CacheStatus
         bytes: holds.bytes,
         removed_files: removed.files,
         removed_bytes: removed.bytes,
+        unfinished_bytes: cache.unfinished()?,
     })
 }

@@ -48,7 +48,12 @@ pub(super) fn read(
     };
     let pace = Arc::new(Pace::new(lazy, layout, id, opened.files.first_end()));
     let gate = Arc::clone(&pace) as Arc<dyn Gate>;
-    let promised = Promised { digest, diff_id };
+    let implied = record.implied.as_deref().and_then(Digest::parse);
+    let promised = Promised {
+        digest,
+        diff_id,
+        implied,
+    };
     let read = Pieces::through(&gate, SHAPE, &opened.remote)
         .map_err(lamina_fusefs::Error::from)
         .and_then(|pieces| opened.files.read_whole(pieces, &promised, &opened.layer));

@@ -17,7 +17,7 @@ use oci_spec::image::{
 
 use super::image::{descriptor, digest_of};
 use super::push::Body;
-use super::{Access, Registry, RegistryError};
+use super::{Access, Ask, Registry, RegistryError};
 
 /// When something was made (OCI image specification, annotations.md).
 const CREATED: &str = "org.opencontainers.image.created";
@@ -27,11 +27,13 @@ const EMPTY: &[u8] = b"{}";
 const PIECE: u64 = 8 << 20;
 /// So many artifacts of a type are looked at, the newest first.
 const LOOKED_AT: usize = 3;
+/// So many pages of what refers to an image are read.
+const PAGES: usize = 20;
 /// How often a tag is written again that somebody else has written meanwhile.
 const TRIES: usize = 4;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// A blob of an artifact that is to be pushed, or was pulled.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -53,8 +55,78 @@ pub struct Artifact {
     pub parts: Vec<Descriptor>,
 }
 
+/// An artifact with all that belongs to it, ready to be put somewhere.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Made {
+    /// Its type.
+    pub artifact_type: String,
+    /// The digest of the manifest that it refers to.
+    pub subject: Digest,
+    /// Its manifest.
+    pub(super) manifest: Vec<u8>,
+    /// Its blobs, and the configuration.
+    pub(super) blobs: Vec<Vec<u8>>,
+    /// What an index says of it.
+    pub(super) entry: Descriptor,
+}
+
+impl Made {
+    /// Makes one of these parts, which refers to a manifest. An error says what is wrong with it.
+    pub fn new(subject: &Descriptor, artifact_type: &str, parts: &[Part]) -> Result<Made, String> {
+        let part = |media_type: MediaType, bytes: &[u8]| {
+            descriptor(media_type, bytes.len() as u64, Digest::of(bytes))
+        };
+        let mut layers = Vec::new();
+        for one in parts {
+            let layer = part(one.media_type.as_str().into(), &one.bytes)?;
+            layers.push(with_annotations(layer, one.annotations.clone()));
+        }
+        let created = jiff::Timestamp::now().to_string();
+        let manifest = ImageManifestBuilder::default()
+            .schema_version(2u32)
+            .media_type(MediaType::ImageManifest)
+            .artifact_type(artifact_type)
+            .config(part(MediaType::EmptyJSON, EMPTY)?)
+            .layers(layers)
+            .subject(subject.clone())
+            .annotations(HashMap::from([(CREATED.to_owned(), created)]))
+            .build()
+            .map_err(|error| error.to_string())?;
+        let manifest = serde_json::to_vec(&manifest).map_err(|error| error.to_string())?;
+        let mut blobs: Vec<_> = parts.iter().map(|part| part.bytes.clone()).collect();
+        blobs.push(EMPTY.to_vec());
+        Made::of(manifest, blobs)
+    }
+
+    /// The one with this manifest and these blobs.
+    pub(super) fn of(manifest: Vec<u8>, blobs: Vec<Vec<u8>>) -> Result<Made, String> {
+        let told: ImageManifest = serde_json::from_slice(&manifest)
+            .map_err(|error| format!("the manifest of an artifact: {error}"))?;
+        let (Some(artifact_type), Some(subject)) = (told.artifact_type(), told.subject()) else {
+            return Err("the manifest is none of an artifact that refers to an image".to_owned());
+        };
+        let (size, digest) = (manifest.len() as u64, Digest::of(&manifest));
+        let mut entry = descriptor(MediaType::ImageManifest, size, digest)?;
+        entry.set_artifact_type(Some(artifact_type.clone()));
+        let annotations = told.annotations().clone().unwrap_or_default();
+        Ok(Made {
+            artifact_type: artifact_type.to_string(),
+            subject: digest_of(subject)?,
+            manifest,
+            blobs,
+            entry: with_annotations(entry, annotations),
+        })
+    }
+
+    /// The digest of its manifest.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.manifest)
+    }
+}
+
 impl Registry {
-    /// What refers to the manifest with the digest `subject` and is of this type.
+    /// What refers to the manifest with the digest `subject` and is of this type. An answer that comes in pages
+    /// is read as far as these are of the same host, and no more than a few.
     pub fn referrers(
         &self,
         reference: &Reference,
@@ -62,16 +134,43 @@ impl Registry {
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let filter = artifact_type.replace('+', "%2B");
-        let path = format!("referrers/{subject}?artifactType={filter}");
-        let index = match self.get(reference, path, INDEX, None) {
-            Ok(bytes) => Some(index_of(reference, &bytes)?),
-            // One that knows of no referrers has no such place.
-            Err(RegistryError::NotFound { .. }) => self.tagged(Access::Pull, reference, subject)?,
-            Err(error) => return Err(error),
-        };
-        let all = index.map(|index| index.manifests().clone());
-        let mut all = all.unwrap_or_default();
-        all.retain(|one| is_of(one, artifact_type));
+        let beginning = format!("referrers/{subject}?");
+        let mut path = format!("{beginning}artifactType={filter}");
+        let (mut all, mut only) = (Vec::new(), None::<String>);
+        for _ in 0..PAGES {
+            let page = self.ask_small(&Ask {
+                registry: reference.registry(),
+                repository: reference.repository(),
+                path,
+                accept: INDEX,
+                part: None,
+                access: Access::Pull,
+                most: self.manifest_bytes,
+                only: only.as_deref(),
+            });
+            let (index, next) = match page {
+                Ok(page) => {
+                    only = Some(page.base);
+                    (Some(index_of(reference, &page.bytes)?), page.next)
+                }
+                // One that knows of no referrers has no such place.
+                Err(RegistryError::NotFound { .. }) if only.is_none() => {
+                    (self.tagged(Access::Pull, reference, subject)?, None)
+                }
+                Err(error) => return Err(error),
+            };
+            let found = index.iter().flat_map(ImageIndex::manifests);
+            all.extend(found.filter(|one| is_of(one, artifact_type)).cloned());
+            let Some(next) = next.filter(|next| next.starts_with(&beginning)) else {
+                return Ok(all);
+            };
+            path = next;
+        }
+        tracing::debug!(
+            image = reference.whole(),
+            PAGES,
+            "more pages of what refers to it are not read"
+        );
         Ok(all)
     }
 
@@ -155,8 +254,7 @@ impl Registry {
         Ok(Some(parts))
     }
 
-    /// Puts an artifact beside an image, and answers the digest of its manifest. An older one of the
-    /// same type is not counted any more.
+    /// Makes an artifact and puts it beside an image. Answers the digest of its manifest.
     pub fn push_artifact(
         &self,
         reference: &Reference,
@@ -164,54 +262,28 @@ impl Registry {
         artifact_type: &str,
         parts: &[Part],
     ) -> Result<Digest, RegistryError> {
-        let wrong = |what: String| RegistryError::Answer {
+        let made = Made::new(subject, artifact_type, parts);
+        let made = made.map_err(|what| RegistryError::Answer {
             url: reference.whole(),
             what,
-        };
-        let mut layers = Vec::new();
-        for part in parts {
-            let layer = self.push_part(reference, &part.media_type, &part.bytes)?;
-            layers.push(with_annotations(layer, part.annotations.clone()));
-        }
-        let empty = self.push_part(reference, MediaType::EmptyJSON.as_ref(), EMPTY)?;
-        let created = jiff::Timestamp::now().to_string();
-        let annotations = HashMap::from([(CREATED.to_owned(), created)]);
-        let manifest = ImageManifestBuilder::default()
-            .schema_version(2u32)
-            .media_type(MediaType::ImageManifest)
-            .artifact_type(artifact_type)
-            .config(empty)
-            .layers(layers)
-            .subject(subject.clone())
-            .annotations(annotations.clone())
-            .build()
-            .map_err(|error| wrong(error.to_string()))?;
-        let bytes = serde_json::to_vec(&manifest).map_err(|error| wrong(error.to_string()))?;
-        let digest = Digest::of(&bytes);
-        let pushed = self.push_manifest(reference, &digest.to_string(), MANIFEST, &bytes)?;
-        if !pushed.notes_subject {
-            let size = bytes.len() as u64;
-            let mut entry = descriptor(MediaType::ImageManifest, size, digest).map_err(wrong)?;
-            entry.set_artifact_type(Some(artifact_type.into()));
-            let entry = with_annotations(entry, annotations);
-            let subject = digest_of(subject).map_err(wrong)?;
-            self.tag(reference, subject, &entry, artifact_type)?;
-        }
-        Ok(digest)
+        })?;
+        self.push_made(reference, &made)?;
+        Ok(made.digest())
     }
 
-    fn push_part(
-        &self,
-        reference: &Reference,
-        media_type: &str,
-        bytes: &[u8],
-    ) -> Result<Descriptor, RegistryError> {
-        let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
-        self.push_blob(reference, digest, size, Body::Bytes(bytes))?;
-        descriptor(media_type.into(), size, digest).map_err(|what| RegistryError::Answer {
-            url: reference.whole(),
-            what,
-        })
+    /// Puts an artifact beside the image that it refers to. An older one of the same type is not counted any
+    /// more.
+    pub fn push_made(&self, reference: &Reference, made: &Made) -> Result<(), RegistryError> {
+        for bytes in &made.blobs {
+            let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
+            self.push_blob(reference, digest, size, Body::Bytes(bytes))?;
+        }
+        let target = made.digest().to_string();
+        let pushed = self.push_manifest(reference, &target, MANIFEST, &made.manifest)?;
+        if !pushed.notes_subject {
+            self.tag(reference, made)?;
+        }
+        Ok(())
     }
 
     fn artifact_at(
@@ -262,14 +334,9 @@ impl Registry {
         }
     }
 
-    /// Adds an entry to what the tag for `subject` leads to, instead of others of its type.
-    fn tag(
-        &self,
-        reference: &Reference,
-        subject: Digest,
-        entry: &Descriptor,
-        artifact_type: &str,
-    ) -> Result<(), RegistryError> {
+    /// Adds an artifact to what the tag for its subject leads to, instead of others of its type.
+    fn tag(&self, reference: &Reference, made: &Made) -> Result<(), RegistryError> {
+        let (subject, entry) = (made.subject, &made.entry);
         let wrong = |what: String| RegistryError::Answer {
             url: reference.whole(),
             what,
@@ -295,7 +362,7 @@ impl Registry {
                     .map_err(|error| wrong(error.to_string()))?,
             };
             let mut all = index.manifests().clone();
-            all.retain(|one| !is_of(one, artifact_type));
+            all.retain(|one| !is_of(one, &made.artifact_type));
             all.push(entry.clone());
             index.set_manifests(all);
             let bytes = serde_json::to_vec(&index).map_err(|error| wrong(error.to_string()))?;

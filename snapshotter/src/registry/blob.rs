@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lamina_fusefs::blob::{Digest, Source};
 use oci_spec::distribution::Reference;
+use tracing::field::{Empty, display};
 
 use super::{Access, Ask, Registry, RegistryError, http};
 
@@ -59,13 +60,14 @@ impl RemoteBlob {
             part: None,
             most: self.size.saturating_add(1),
             access: Access::Pull,
+            only: None,
         };
         self.registry.ask_by(http::open, &ask)
     }
 }
 
 impl Registry {
-    /// Reads a part of a blob of `size` bytes, all of the part.
+    /// Reads a part of a blob of `size` bytes, all of the part, in a span of its own.
     pub(super) fn part(
         &self,
         reference: &Reference,
@@ -76,6 +78,31 @@ impl Registry {
         if range.is_empty() {
             return Ok(Vec::new());
         }
+        let span = tracing::debug_span!(
+            "request",
+            repository = reference.repository(),
+            blob = %digest,
+            from = range.start,
+            bytes = range.end - range.start,
+            // The one that has answered.
+            host = Empty,
+            outcome = Empty,
+        );
+        let part = span.in_scope(|| self.ask_part(reference, digest, size, range));
+        match &part {
+            Ok(_) => span.record("outcome", "fetched"),
+            Err(error) => span.record("outcome", display(error)),
+        };
+        part
+    }
+
+    fn ask_part(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+        size: u64,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, RegistryError> {
         let length = range.end - range.start;
         let answer = self.ask(&Ask {
             registry: reference.registry(),
@@ -85,6 +112,7 @@ impl Registry {
             part: Some(range.clone()),
             most: length.saturating_add(1),
             access: Access::Pull,
+            only: None,
         })?;
         let wrong = |what: String| RegistryError::Answer {
             url: answer.url.clone(),

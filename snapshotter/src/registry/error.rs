@@ -91,6 +91,14 @@ pub enum RegistryError {
         /// What is wrong with the answer.
         what: String,
     },
+    /// An artifact in files can't be written or read.
+    #[error("{}: {what}", .path.display())]
+    Layout {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// What this host says about registries can't be used.
     #[error("{}: {reason}", .path.display())]
     Config {

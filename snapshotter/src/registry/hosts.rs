@@ -212,6 +212,17 @@ impl Endpoint {
         if !self.is_mirror {
             return registry;
         }
+        self.authority()
+    }
+
+    /// The host and its port, without a login.
+    pub(super) fn host(&self) -> &str {
+        let authority = self.authority();
+        let host = authority.rsplit_once('@').map(|(_, host)| host);
+        host.unwrap_or(authority)
+    }
+
+    fn authority(&self) -> &str {
         let host = self.base.split("://").nth(1).unwrap_or(&self.base);
         host.split('/').next().unwrap_or(host)
     }

@@ -33,6 +33,10 @@ pub(crate) struct Answer {
     /// Which bytes of a blob they are, and how many that has.
     pub(crate) range: Option<(Range<u64>, u64)>,
     pub(crate) url: String,
+    /// The endpoint that has answered.
+    pub(crate) base: String,
+    /// Where in the repository the answer goes on (RFC 8288, `rel="next"`), if that is at this endpoint.
+    pub(crate) next: Option<String>,
 }
 
 /// Clients, one for each way to speak TLS.
@@ -103,6 +107,12 @@ pub(super) fn get(
 ) -> Result<Answer, RegistryError> {
     let (mut response, url) = begin(agent, endpoint, ask, login, (Some(left(deadline)), None))?;
     let range = content_range(response.headers());
+    let next = next_page(
+        response.headers(),
+        endpoint,
+        ask,
+        &endpoint.url(ask.registry, ask.repository, &ask.path),
+    );
     if ask.part.is_some() && range.is_none() {
         return Err(RegistryError::Answer {
             url,
@@ -117,7 +127,13 @@ pub(super) fn get(
         },
         error => unreachable(&error, &url, endpoint, ask),
     })?;
-    Ok(Answer { bytes, range, url })
+    Ok(Answer {
+        bytes,
+        range,
+        url,
+        base: endpoint.base.clone(),
+        next,
+    })
 }
 
 /// Asks an endpoint for something that is read as it comes. The deadline is that of its first byte: it
@@ -331,6 +347,65 @@ fn texts(headers: &HeaderMap, name: &str) -> Vec<String> {
     texts.map(str::to_owned).collect()
 }
 
+/// Where in the repository an answer goes on. A link that leads out of the repository, or to another host, is
+/// none.
+fn next_page(
+    headers: &HeaderMap,
+    endpoint: &Endpoint,
+    ask: &Ask<'_>,
+    asked: &str,
+) -> Option<String> {
+    let links = texts(headers, "link");
+    let url = links.iter().find_map(|links| next_link(links))?;
+    let url = shown(&resolve(asked, url));
+    let beginning = format!("{}/{}/", shown(&endpoint.base), ask.repository);
+    let path = url.strip_prefix(&beginning).map(str::to_owned);
+    if path.is_none() {
+        let url = without_query(&url);
+        tracing::debug!(url, "a registry says that its answer goes on elsewhere");
+    }
+    path
+}
+
+/// The link to the next page, of several as they stand in a header.
+fn next_link(mut links: &str) -> Option<&str> {
+    loop {
+        let (_, link) = links.split_once('<')?;
+        let (url, rest) = link.split_once('>')?;
+        let parameters = rest.split(',').next().unwrap_or_default();
+        let is_next = parameters.split(';').any(|one| {
+            let (name, value) = one.split_once('=').unwrap_or_default();
+            let value = value.trim().trim_matches('"');
+            name.trim().eq_ignore_ascii_case("rel") && value.eq_ignore_ascii_case("next")
+        });
+        if is_next {
+            return Some(url);
+        }
+        links = rest;
+    }
+}
+
+/// What a reference in the answer to a request for `url` means: that of a `Location` (RFC 9110, 10.2.2), or of
+/// a link.
+pub(super) fn resolve(url: &str, reference: &str) -> String {
+    let origin = origin(url);
+    if reference.contains("://") {
+        reference.to_owned()
+    } else if let Some(rest) = reference.strip_prefix("//") {
+        let scheme = origin.split("://").next().unwrap_or("https");
+        format!("{scheme}://{rest}")
+    } else if reference.starts_with('/') {
+        format!("{origin}{reference}")
+    } else {
+        let path = without_query(url);
+        if reference.starts_with('?') {
+            return format!("{path}{reference}");
+        }
+        let dir = path.rsplit_once('/').map_or(path, |(dir, _)| dir);
+        format!("{dir}/{reference}")
+    }
+}
+
 /// `bytes 0-99/1000` (RFC 9110, 14.4).
 fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
     let text = headers.get("content-range")?.to_str().ok()?;
@@ -385,6 +460,38 @@ mod tests {
             ),
         ] {
             assert_eq!(origin(url), expected);
+        }
+    }
+
+    #[test]
+    fn a_reference_may_be_whole_or_a_part() {
+        let url = "https://r.example/v2/app/blobs/uploads/?ns=x";
+        for (location, expected) in [
+            ("https://s.example/up?a=b", "https://s.example/up?a=b"),
+            ("//s.example/up", "https://s.example/up"),
+            (
+                "/v2/app/blobs/uploads/1?_state=x",
+                "https://r.example/v2/app/blobs/uploads/1?_state=x",
+            ),
+            ("1", "https://r.example/v2/app/blobs/uploads/1"),
+            ("?a", "https://r.example/v2/app/blobs/uploads/?a"),
+        ] {
+            assert_eq!(resolve(url, location), expected);
+        }
+    }
+
+    #[test]
+    fn the_next_page_is_one_of_several_links() {
+        for (links, expected) in [
+            (r#"</v2/a?last=1>; rel="next""#, Some("/v2/a?last=1")),
+            ("<a,b;c>;type=x; REL=Next", Some("a,b;c")),
+            (r#"<a>; rel="prev", <b>; rel="next""#, Some("b")),
+            (r#"<a>; rel="prev""#, None),
+            ("a; rel=next", None),
+            ("<a; rel=next", None),
+            ("", None),
+        ] {
+            assert_eq!(next_link(links), expected, "{links}");
         }
     }
 

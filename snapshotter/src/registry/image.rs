@@ -13,6 +13,7 @@ use oci_spec::image::{
 use parking_lot::Mutex;
 use serde::Deserialize;
 
+use super::http::Answer;
 use super::{Access, Ask, Registry, RegistryError};
 
 /// How long what a name means is taken for true: long enough for all layers of one pull.
@@ -225,7 +226,7 @@ impl Registry {
         accept: &str,
         digest: Option<Digest>,
     ) -> Result<Vec<u8>, RegistryError> {
-        let answer = self.ask(&Ask {
+        let answer = self.ask_small(&Ask {
             registry: reference.registry(),
             repository: reference.repository(),
             path,
@@ -233,13 +234,7 @@ impl Registry {
             part: None,
             access,
             most: self.manifest_bytes,
-        });
-        let answer = answer.map_err(|error| match error {
-            RegistryError::TooLarge { url, limit } => RegistryError::Answer {
-                url,
-                what: format!("it has more than {limit} bytes (see lazy.limits.manifest_mib)"),
-            },
-            other => other,
+            only: None,
         })?;
         match digest {
             Some(wanted) if Digest::of(&answer.bytes) != wanted => Err(RegistryError::Answer {
@@ -248,6 +243,17 @@ impl Registry {
             }),
             _ => Ok(answer.bytes),
         }
+    }
+
+    /// Asks for something that may have as many bytes as a manifest.
+    pub(super) fn ask_small(&self, ask: &Ask<'_>) -> Result<Answer, RegistryError> {
+        self.ask(ask).map_err(|error| match error {
+            RegistryError::TooLarge { url, limit } => RegistryError::Answer {
+                url,
+                what: format!("it has more than {limit} bytes (see lazy.limits.manifest_mib)"),
+            },
+            other => other,
+        })
     }
 }
 

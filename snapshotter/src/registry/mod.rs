@@ -9,7 +9,7 @@
 //! - [`Registry`] asks until somebody answers, or patience is at its end.
 //! - [`image`] reads manifests and configurations, [`blob`] ranges of a blob.
 //! - [`push`] writes blobs and manifests.
-//! - [`artifact`] finds what refers to an image, and adds to it.
+//! - [`artifact`] finds what refers to an image, and adds to it; [`layout`] carries that in files.
 //!
 //! Everything here waits, so whoever calls it does so on a thread that may.
 
@@ -21,6 +21,7 @@ mod error;
 pub mod hosts;
 mod http;
 pub mod image;
+pub mod layout;
 pub mod pulled;
 pub mod push;
 
@@ -121,6 +122,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) most: u64,
     /// Whether where it is read from has to be where it would be written to.
     pub(crate) access: Access,
+    /// The one endpoint that is asked: what it has said leads there, and nowhere else.
+    pub(crate) only: Option<&'a str>,
 }
 
 /// All registries.
@@ -165,7 +168,8 @@ impl Registry {
 
     /// The same, by another sort of request.
     fn ask_by<T>(&self, request: http::Get<T>, ask: &Ask<'_>) -> Result<T, RegistryError> {
-        let endpoints = self.hosts.endpoints(ask.registry, ask.access)?;
+        let mut endpoints = self.hosts.endpoints(ask.registry, ask.access)?;
+        endpoints.retain(|endpoint| ask.only.is_none_or(|only| endpoint.base == only));
         Registry::patiently(self.patience, |deadline| {
             self.ask_each(request, &endpoints, ask, deadline)
         })
@@ -208,7 +212,10 @@ impl Registry {
             .partition(|endpoint| !self.is_resting(endpoint));
         for endpoint in rested.into_iter().chain(resting) {
             match self.ask_one(request, endpoint, ask, deadline) {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    tracing::Span::current().record("host", endpoint.host());
+                    return Ok(answer);
+                }
                 Err(error) => {
                     // That a mirror has no such manifest says nothing of the blobs that it has.
                     let is_absent = matches!(error, RegistryError::NotFound { .. })

@@ -66,7 +66,7 @@ impl Registry {
                 url: begin.url.clone(),
                 what: "it does not say where the blob is to go".to_owned(),
             })?;
-            let mut location = resolve(&begin.url, location);
+            let mut location = http::resolve(&begin.url, location);
             location.push(if location.contains('?') { '&' } else { '?' });
             let put = Write {
                 method: "PUT",
@@ -144,42 +144,4 @@ impl Registry {
 
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
-}
-
-/// What a `Location` in the answer to a request for `url` means (RFC 9110, 10.2.2).
-fn resolve(url: &str, location: &str) -> String {
-    let origin = http::origin(url);
-    if location.contains("://") {
-        location.to_owned()
-    } else if let Some(rest) = location.strip_prefix("//") {
-        let scheme = origin.split("://").next().unwrap_or("https");
-        format!("{scheme}://{rest}")
-    } else if location.starts_with('/') {
-        format!("{origin}{location}")
-    } else {
-        let path = url.split('?').next().unwrap_or(url);
-        let dir = path.rsplit_once('/').map_or(path, |(dir, _)| dir);
-        format!("{dir}/{location}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_location_may_be_whole_or_a_part() {
-        let url = "https://r.example/v2/app/blobs/uploads/?ns=x";
-        for (location, expected) in [
-            ("https://s.example/up?a=b", "https://s.example/up?a=b"),
-            ("//s.example/up", "https://s.example/up"),
-            (
-                "/v2/app/blobs/uploads/1?_state=x",
-                "https://r.example/v2/app/blobs/uploads/1?_state=x",
-            ),
-            ("1", "https://r.example/v2/app/blobs/uploads/1"),
-        ] {
-            assert_eq!(resolve(url, location), expected);
-        }
-    }
 }

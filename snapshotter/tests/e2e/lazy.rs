@@ -28,15 +28,14 @@ pub(super) struct Scene {
 impl Scene {
     /// `None` where the snapshotter is one that unpacks.
     pub(super) fn start() -> Result<Option<Scene>> {
-        Scene::start_with("")
+        Scene::start_configured("")
     }
 
-    /// The same, with more in the configuration's `[lazy]`.
-    fn start_with(more: &str) -> Result<Option<Scene>> {
+    /// The same with more in `[lazy]`.
+    fn start_configured(more: &str) -> Result<Option<Scene>> {
         if Snapshotter::chosen()? != Snapshotter::Lamina {
             return Ok(None);
         }
-        // Nothing is fetched but what somebody waits for.
         let config = format!("[lazy]\npatience_secs = {PATIENCE}\nfill = false\n{more}");
         let host = Host::start_configured(UpperMode::Union, &config)?;
         let dir = host.scratch();
@@ -258,8 +257,8 @@ fn what_a_container_has_opened_is_fetched_first_at_the_next_pull() -> Result<()>
 #[test]
 fn every_fault_before_during_and_after_start_is_right_data_or_an_error() -> Result<()> {
     let _turn = alone();
-    // With a profile all could be here before the fault is.
-    let Some(scene) = Scene::start_with("profiles = \"off\"\n")? else {
+    // Nothing is fetched but what somebody waits for.
+    let Some(scene) = Scene::start_configured("profiles = \"off\"\n")? else {
         return Ok(());
     };
     for packing in Packing::ALL {

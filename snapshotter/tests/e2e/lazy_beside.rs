@@ -1,8 +1,10 @@
 //! What lies beside an image in the registry: indexes of its layers, and what its containers open first.
 
 use std::collections::HashMap;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use lamina_fusefs::blob::Digest;
 use lamina_snapshotter::lazy::published::INDEX_TYPE;
 use lamina_snapshotter::registry::artifact::Part;
 use lamina_snapshotter::registry::{self, Registry};
@@ -57,6 +59,52 @@ fn an_ordinary_image_with_an_index_starts_before_it_is_here() -> Result<()> {
     other.ctr.end("again")?;
     other.ctr.remove_image(&image)?;
     other.stop()?;
+    scene.host.stop()
+}
+
+#[test]
+fn an_index_is_carried_to_a_registry_in_files() -> Result<()> {
+    let _turn = alone();
+    let Some(scene) = Scene::start()? else {
+        return Ok(());
+    };
+    let image = scene.push(Packing::Gzip)?;
+    let lamina = scene.host.lamina.as_ref().context("no daemon")?;
+    let dir = scene.host.scratch().join("index");
+    let dir = dir.to_str().context("no text")?;
+    let index = |args: &[&str]| lamina.command(&["image"], &[&["index"], args].concat());
+    let said = index(&[&image, "--output", dir])?;
+    ensure!(said.contains("now holds the index"), "{said}");
+    let registry = Registry::new(&registry::Options::default());
+    let known = registry.image(&image)?;
+    let subject = Digest::parse(known.manifest.digest().as_ref()).context("no digest")?;
+    let find = || registry.artifact(&known.reference, subject, INDEX_TYPE);
+    ensure!(find()?.is_none(), "it was pushed");
+    // Another program takes it as it is.
+    let to = format!("{}/copy", scene.host.scratch().display());
+    let copied = Command::new("skopeo")
+        .args([
+            "copy",
+            "--quiet",
+            &format!("oci:{dir}"),
+            &format!("oci:{to}"),
+        ])
+        .status()?;
+    ensure!(copied.success(), "skopeo fails");
+
+    let other = scene.push(Packing::Zstd)?;
+    let error = index(&[&other, "--input", dir])
+        .err()
+        .context("another image")?;
+    ensure!(
+        format!("{error:#}").contains("and the manifest of"),
+        "{error:#}"
+    );
+    let said = index(&[&image, "--input", dir])?;
+    ensure!(said.contains("now has the index"), "{said}");
+    let found = find()?.context("it is not there")?;
+    ensure!(said.contains(&found.digest.to_string()), "{said}");
+    ensure!(found.parts.len() == known.layers.len());
     scene.host.stop()
 }
 

@@ -1,4 +1,4 @@
-//! Layers with a table of contents, once all of them was read.
+//! Layers of which a table of contents or an index tells, once all of them was read.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -7,6 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lamina_fusefs::blob::Digest;
+use lamina_snapshotter::lazy::published::INDEX_TYPE;
+use lamina_snapshotter::registry;
 use lamina_snapshotter::upper_mode::UpperMode;
 
 use super::alone;
@@ -175,6 +178,67 @@ fn what_other_tools_pack_is_verified_and_starts_without_a_network_afterwards() -
         ctr.remove_image(&image)?;
         scene.proxy.set(Fault::None);
     }
+    scene.host.stop()
+}
+
+/// A layer with files below a path at which the layer below has a symlink, and without an entry for it: unpacking
+/// goes through the symlink, so it must not be served as it is.
+#[test]
+fn an_index_that_hides_a_directory_without_an_entry_is_refused() -> Result<()> {
+    let _turn = alone();
+    let Some(mut scene) = Scene::start("[lazy]\nindexes = [\"*\"]\n")? else {
+        return Ok(());
+    };
+    let (base, top) = (
+        scene.host.scratch().join("base"),
+        scene.host.scratch().join("top"),
+    );
+    fs::create_dir_all(base.join("usr/lib"))?;
+    symlink("usr/lib", base.join("lib"))?;
+    fs::create_dir_all(top.join("lib"))?;
+    fs::write(top.join("lib/x"), "behind a symlink")?;
+    let tar = top.with_extension("tar");
+    let mut command = Command::new("tar");
+    command
+        .arg("-cf")
+        .arg(&tar)
+        .arg("-C")
+        .arg(&top)
+        .arg("lib/x");
+    ensure!(command.status()?.success(), "tar fails");
+    let image = scene.push(&[pack(&base)?, tar], Packing::Gzip, "plain")?;
+    let lamina = scene.host.lamina.as_ref().context("no daemon")?;
+    lamina.command(&["image"], &["index", &image])?;
+    // The honest one is not used for the second layer, and neither is the layer itself.
+    let ctr = &scene.host.ctr;
+    ctr.rpull(&image)?;
+    ensure!(scene.verdicts(&image)? == ["verified"]);
+    ctr.remove_image(&image)?;
+
+    let registry = registry::Registry::new(&registry::Options::default());
+    let known = registry.image(&image)?;
+    let subject = Digest::parse(known.manifest.digest().as_ref()).context("no digest")?;
+    let parts = registry.pull_artifact(&known.reference, subject, INDEX_TYPE, 1 << 20)?;
+    let mut parts = parts.context("no index")?;
+    let last = parts.last_mut().context("no part")?;
+    let mut inside = zstd::decode_all(&last.bytes[..])?;
+    let list = b"lib\0";
+    ensure!(inside.ends_with(list), "it names other directories");
+    inside.truncate(inside.len() - list.len());
+    last.bytes = zstd::encode_all(&inside[..], 3)?;
+    registry.push_artifact(&known.reference, &known.manifest, INDEX_TYPE, &parts)?;
+    // What lay beside the image is remembered for a minute.
+    scene.host.restart_snapshotter()?;
+    // containerd takes a moment to notice.
+    let ctr = &scene.host.ctr;
+    wait_for("a pull", LIMIT, || ctr.rpull(&image).is_ok())?;
+    let verdicts = scene.verdicts(&image)?;
+    ensure!(verdicts == ["verified", "refused"], "{verdicts:?}");
+    let log = fs::read_to_string(scene.host.scratch().join("lamina.log"))?;
+    ensure!(
+        log.contains("directories without an entry of their own"),
+        "{log}"
+    );
     scene.host.stop()
 }
 

@@ -68,8 +68,10 @@ impl Files {
         self.lists.fetch_add(1, Ordering::Relaxed);
         let next = AtomicUsize::new(0);
         let failed = Mutex::new(None);
+        let span = tracing::Span::current();
         thread::scope(|scope| {
             let work = || {
+                let _entered = span.enter();
                 while let Some(stretch) = stretches.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(error) = self.fetch_stretch(stretch) {
                         // The others need not try.

@@ -1,9 +1,10 @@
 //! Large files, of which only those chunks are fetched that somebody reads.
 //!
 //! Until all of them have come such a file has no name in the cache, since that says what all of its
-//! bytes are. It is a file with holes beside it, and is gone when nobody has used it for long, or the
-//! daemon ends. Each chunk was held against its own digest before it is written there. When the last
-//! one has come, the whole is held against the file's digest, and becomes a file of the cache.
+//! bytes are. It is a file with holes beside it, and is gone when nobody has used it for long, when space
+//! is short and nobody has it open ([`Files::drop_unused_parts`]), or the daemon ends. Each chunk was held
+//! against its own digest before it is written there. When the last one has come, the whole is held against
+//! the file's digest, and becomes a file of the cache.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,7 +21,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 
-use super::{Files, Found, Have, JOINED, Waiting};
+use super::{Files, Found, Have, JOINED, Waiting, spans};
 use crate::blob::Flaw;
 use crate::blob::cache::{Cache, digest_of};
 use crate::error::{Error, Result};
@@ -123,6 +124,21 @@ pub(super) fn complete(files: &Files, found: &Found) -> Result<()> {
     Arrival { files, part }.fetch_chunks(&(0..found.chunks.len()), &mut false)
 }
 
+impl Files {
+    /// Takes back what has come of large files that are not whole, unless somebody has them open.
+    pub fn drop_unused_parts(&self) {
+        let mut parts = self.parts.0.lock();
+        // Whoever opens one gets it from here, so that nobody has it whom the lock keeps out.
+        let unused = parts
+            .iter()
+            .filter(|(_, part)| Arc::strong_count(part) == 1);
+        let unused: Vec<usize> = unused.map(|(number, _)| *number).collect();
+        for number in unused {
+            parts.pop(&number);
+        }
+    }
+}
+
 impl Part {
     fn new(cache: &Arc<Cache>, found: Found) -> Result<Part> {
         let (name, writer) = cache.start()?;
@@ -171,7 +187,14 @@ impl Arriving for Arrival {
         let wanted = self.chunks(&range);
         let (begin, mut has_waited) = (Instant::now(), false);
         let _waiting = Waiting::of(&self.files.flights);
-        let fetched = self.fetch_chunks(&wanted, &mut has_waited);
+        // Most reads are of what is here.
+        let span = if tracing::enabled!(tracing::Level::DEBUG) && !self.has(range.clone()) {
+            spans::fetch(&self.files, &self.part.found, None, Some(&range))
+        } else {
+            tracing::Span::none()
+        };
+        let fetched = span.in_scope(|| self.fetch_chunks(&wanted, &mut has_waited));
+        spans::ended(&span, &fetched);
         if has_waited {
             self.files.note_wait(begin);
         }
@@ -230,6 +253,7 @@ impl Arrival {
                 };
                 *has_waited = true;
                 if state.coming.contains(&first) {
+                    spans::joined();
                     self.part.changed.wait(&mut state);
                     continue;
                 }
@@ -307,7 +331,7 @@ impl Arrival {
     }
 
     /// Somebody has read this, up to the chunk before `begin`. If they read the file from its beginning
-    /// to its end, the chunks from there on are fetched on a thread.
+    /// to its end, and there is room, the chunks from there on are fetched on a thread.
     fn look_ahead(&self, read: Range<u64>, begin: usize) {
         let table = &self.files.table;
         let first = self.part.found.chunks.start;
@@ -327,7 +351,9 @@ impl Arrival {
             let lacks = state.lacks(&ahead).is_some();
             (is_sequence && lacks).then_some(ahead)
         };
-        let Some(run) = run else { return };
+        let Some(run) = run.filter(|_| !self.part.cache.is_scarce()) else {
+            return;
+        };
         if self.part.is_ahead.swap(true, Ordering::SeqCst) {
             return;
         }

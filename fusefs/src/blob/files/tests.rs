@@ -531,6 +531,30 @@ fn new_files(layer: &Layer) -> Vec<std::ffi::OsString> {
 }
 
 #[test]
+fn what_is_not_whole_is_counted_and_goes_when_nobody_has_it_open() {
+    let chunks = large();
+    for layer in with_large(&chunks) {
+        let cache = &layer.files.cache;
+        assert_eq!(cache.unfinished().unwrap(), 0);
+        let ino = layer.ino("large");
+        let file = arriving(&layer.files, ino).unwrap().expect("large");
+        read_part(&*file, 5 << 17, 10).unwrap();
+        let bytes = cache.unfinished().unwrap();
+        assert!((1 << 17..1 << 20).contains(&bytes), "{bytes}");
+        layer.files.drop_unused_parts();
+        assert!(file.has(5 << 17..(5 << 17) + 10));
+        assert_eq!(cache.unfinished().unwrap(), bytes);
+        drop(file);
+        layer.files.drop_unused_parts();
+        assert_eq!(cache.unfinished().unwrap(), 0);
+        let file = arriving(&layer.files, ino).unwrap().expect("large");
+        assert!(!file.has(5 << 17..(5 << 17) + 10));
+        assert!(layer.fetch("large").unwrap() == chunks.concat());
+        assert_eq!(cache.unfinished().unwrap(), 0);
+    }
+}
+
+#[test]
 fn many_who_read_a_large_file_fetch_each_chunk_once() {
     let chunks = large();
     let bytes = chunks.concat();
@@ -572,6 +596,16 @@ fn who_reads_a_large_file_to_its_end_finds_it_fetched_ahead() {
     assert!(layer.reads() < chunks.len(), "{}", layer.reads());
     file.fetch(0..u64::MAX).unwrap();
     assert!(layer.is_here("large"));
+    // Where there is no room for what nobody has read, each chunk is asked for by whoever reads it.
+    let [layer, _] = with_large(&chunks);
+    layer.files.cache.set_scarce(true);
+    let file = arriving(&layer.files, layer.ino("large"))
+        .unwrap()
+        .expect("large");
+    for at in (0..bytes.len()).step_by(1 << 17) {
+        assert!(read_part(&*file, at as u64, 1 << 17).unwrap() == bytes[at..at + (1 << 17)]);
+    }
+    assert_eq!(layer.reads(), chunks.len());
 }
 
 #[test]

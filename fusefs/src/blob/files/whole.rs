@@ -41,13 +41,16 @@ const INPUT: usize = 128 << 10;
 /// The largest window that a zstd blob may ask for, as a power of two: 128 MiB.
 const WINDOW_LOG: u32 = 27;
 
-/// What an image says of a layer's blob.
+/// What is said of a layer's blob, by its image for the most part.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Promised {
     /// The digest of the blob, by the manifest.
     pub digest: Digest,
     /// The digest of the archive in it, by the configuration: the diff ID.
     pub diff_id: Digest,
+    /// The digest of the directories without an entry, by whoever told of the layer; `None`: it was not
+    /// noted.
+    pub implied: Option<Digest>,
 }
 
 /// What a whole blob turned out to be.
@@ -128,7 +131,7 @@ impl Files {
                 wanted: promised.diff_id,
             }));
         }
-        let difference = compare(layer.index(), &self.table, &tree)?;
+        let difference = compare(layer.index(), &self.table, promised.implied, &tree)?;
         Ok(difference.map_or(Whole::Right, Whole::Lie))
     }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::blob::chunk::{Packing, unpack};
 use crate::blob::entry::Chunk;
 use crate::blob::testing::{gzip, zstd};
-use crate::blob::{Compression, Contents, Digest, Toc, estargz, zstd_chunked};
+use crate::blob::{Compression, Contents, Digest, Toc, check_told, estargz, zstd_chunked};
 
 /// The default limits, but for one.
 fn with(change: impl FnOnce(&mut Limits)) -> Limits {
@@ -283,6 +283,76 @@ fn no_more_comes_of_a_byte_than_allowed() {
     let large = with(|limits| (limits.ratio, limits.ratio_floor) = (100, 1));
     toc(&file("f", 100_000, 100_000), &large).unwrap();
     assert_hit(toc(&file("f", 100_001, 100_001), &large), Cap::Ratio, 100);
+}
+
+/// What is said of an index of this archive that somebody else has made by the default limits.
+fn told(archive: &[u8], limits: &Limits) -> Result<u64, Flaw> {
+    let blob = gzip(archive);
+    let ordinary = Contents::of_gzip(&blob[..], &Limits::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [index, table] = ["index", "table"].map(|name| dir.path().join(name));
+    ordinary.contents.save(&index, &table).unwrap();
+    let blob = (ordinary.digest, blob.len() as u64);
+    let told = check_told(&index, &table, blob, limits).unwrap();
+    told.map(|(_, bytes)| bytes)
+}
+
+#[test]
+fn an_index_of_somebody_else_asks_for_no_more_than_a_blob_may() {
+    let two = files(&[("aaaa/b", &[1; 1500]), ("c", &[2; 500])]);
+    assert_eq!(told(&two, &Limits::default()).unwrap(), 2000);
+    for (fits, exceeds, cap, size) in [
+        (
+            with(|limits| limits.layer_bytes = 2000),
+            with(|limits| limits.layer_bytes = 1999),
+            Cap::Layer,
+            1999,
+        ),
+        (
+            with(|limits| (limits.image_bytes, limits.below_bytes) = (10_000, 8000)),
+            with(|limits| (limits.image_bytes, limits.below_bytes) = (10_000, 8001)),
+            Cap::Image,
+            10_000,
+        ),
+        (
+            // With the root and the directory.
+            with(|limits| limits.entries = 4),
+            with(|limits| limits.entries = 3),
+            Cap::Entries,
+            3,
+        ),
+        (
+            with(|limits| limits.chunks = 2),
+            with(|limits| limits.chunks = 1),
+            Cap::Chunks,
+            1,
+        ),
+        (
+            with(|limits| limits.depth = 2),
+            with(|limits| limits.depth = 1),
+            Cap::Depth,
+            1,
+        ),
+        (
+            with(|limits| limits.path_bytes = 6),
+            with(|limits| limits.path_bytes = 5),
+            Cap::Path,
+            5,
+        ),
+        (
+            with(|limits| limits.name_bytes = 4),
+            with(|limits| limits.name_bytes = 3),
+            Cap::Name,
+            3,
+        ),
+    ] {
+        told(&two, &fits).unwrap();
+        assert_hit(told(&two, &exceeds), cap, size);
+    }
+    let limits = with(|limits| (limits.ratio, limits.ratio_floor) = (100, 200_000));
+    told(&files(&[("zeros", &vec![0; 150_000])]), &limits).unwrap();
+    let bomb = files(&[("zeros", &vec![0; 3 << 20])]);
+    assert_hit(told(&bomb, &limits), Cap::Ratio, 100);
 }
 
 #[test]

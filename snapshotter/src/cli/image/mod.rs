@@ -18,6 +18,7 @@ use super::PlaceArgs;
 const EXAMPLES: &str = "Examples:
   lamina image pull r.example/team/app:1           into containerd, lazily
   lamina image index r.example/team/app:1          make its ordinary gzip layers lazy, for all hosts
+  lamina image index r.example/app:1 --output DIR  the same without writing to the registry
   lamina image convert r.example/app:1 r.example/app:1-lazy --format zstd-chunked
   lamina image profile show r.example/team/app     what its containers open first
   lamina image profile push r.example/team/app:1   let other hosts know";

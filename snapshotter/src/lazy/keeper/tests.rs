@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 
+use lamina_fusefs::blob::{self, Digest};
+
 use super::*;
 use crate::registry;
 
@@ -39,18 +41,54 @@ fn beyond_its_limit_a_cache_shrinks_below_it_and_keeps_what_is_open() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (lazy, _) = open(dir.path(), limits(10));
     let first = add(&lazy, 0);
+    let mut before = None;
     for byte in 1..10 {
         drop(add(&lazy, byte));
     }
-    limit(&lazy, &lazy.orders).expect("limit");
+    limit(&lazy, &lazy.orders, &mut before).expect("limit");
     assert_eq!(lazy.cache.holds().expect("holds").files, 10);
     drop(add(&lazy, 10));
-    limit(&lazy, &lazy.orders).expect("limit");
+    limit(&lazy, &lazy.orders, &mut before).expect("limit");
     let holds = lazy.cache.holds().expect("holds");
     assert!((8..=9).contains(&holds.files), "{holds:?}");
     let oldest = Digest::of(&vec![0; 1 << 20]);
     assert!(lazy.cache.find(oldest, 1 << 20).expect("find").is_some());
     drop(first);
+    // Of files that are all open none goes, until they are closed.
+    let open: Vec<File> = (20..32).map(|byte| add(&lazy, byte)).collect();
+    limit(&lazy, &lazy.orders, &mut before).expect("limit");
+    assert!(lazy.cache.holds().expect("holds").files >= 12);
+    drop(open);
+    limit(&lazy, &lazy.orders, &mut before).expect("limit");
+    assert!(lazy.cache.holds().expect("holds").files <= 9);
+    lazy.close();
+}
+
+#[test]
+fn what_is_not_whole_counts_and_whole_files_go_for_it() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (lazy, layout) = open(dir.path(), limits(10));
+    for byte in 0..8 {
+        drop(add(&lazy, byte));
+    }
+    let mut before = None;
+    let mut limit = || limit(&lazy, &lazy.orders, &mut before).expect("limit");
+    limit();
+    assert!(lazy.orders.may_fill());
+    // As a large file comes, of which nobody has all.
+    let large = layout.cache().join("new/large");
+    fs::write(&large, vec![7; 5 << 20]).expect("write");
+    limit();
+    let holds = lazy.cache.holds().expect("holds");
+    assert!((3..=4).contains(&holds.files), "{holds:?}");
+    // All that there may be is taken by it.
+    fs::write(&large, vec![7; 11 << 20]).expect("write");
+    limit();
+    assert_eq!(lazy.cache.holds().expect("holds").files, 0);
+    assert!(!lazy.orders.may_fill());
+    fs::remove_file(&large).expect("remove");
+    limit();
+    assert!(lazy.orders.may_fill());
     lazy.close();
 }
 
@@ -60,9 +98,9 @@ fn what_no_layer_has_goes() {
     let (lazy, layout) = open(dir.path(), limits(0));
     drop(add(&lazy, 0));
     sweep(&lazy, &layout, &[]).expect("sweep");
-    assert_eq!(lazy.cache.holds().expect("holds"), Holds::default());
+    assert_eq!(lazy.cache.holds().expect("holds"), blob::Holds::default());
     lazy.close();
     // Closed, it hands out what it is given, and keeps nothing.
     drop(add(&lazy, 1));
-    assert_eq!(lazy.cache.holds().expect("holds"), Holds::default());
+    assert_eq!(lazy.cache.holds().expect("holds"), blob::Holds::default());
 }

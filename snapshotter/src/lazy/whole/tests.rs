@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use flate2::write::GzEncoder;
-use lamina_fusefs::blob::{Contents, Limits};
+use lamina_fusefs::blob::{Contents, Limits, implied_digest};
+use lamina_fusefs::index::LayerData as _;
 
 use super::super::record::Format;
 use super::*;
@@ -127,7 +128,7 @@ fn open(layout: &Layout, dir: &Path) -> Arc<Lazy> {
     let options = registry::Options {
         hosts: dir.join("hosts"),
         docker_config: Some(dir.join("config.json")),
-        patience: Duration::from_secs(1),
+        patience: Duration::from_secs(20),
         ..registry::Options::default()
     };
     // What is read here is read by the test.
@@ -184,6 +185,21 @@ fn a_layer_that_claims_a_diff_id_is_refused_for_ever() {
     files.fetch(ino).expect_err("refused");
     lazy.removed(&layout, ID);
     lazy.admit(&[ID]).expect("the number of nothing");
+}
+
+#[test]
+fn an_index_that_hides_a_directory_without_an_entry_is_refused() {
+    let scene = Scene::new(None, |_, _| ());
+    let told = |paths: &[&str]| implied_digest(paths.iter().map(PathBuf::from).collect());
+    for (paths, verdict) in [(&[][..], "verified"), (&["lib"], "refused")] {
+        let path = scene.layout.blob_record(ID);
+        let mut record = scene.record();
+        (record.implied, record.verdict) = (Some(told(paths).to_string()), None);
+        fs::remove_file(&path).expect("remove");
+        record.write(&path).expect("write");
+        assert_eq!(scene.read().expect("read"), verdict == "verified");
+        assert_eq!(scene.status(), verdict);
+    }
 }
 
 #[test]
@@ -246,6 +262,127 @@ fn a_reading_ends_when_its_layer_is_removed_or_the_daemon_stops() {
         });
         assert!(is_removed || scene.record().verdict.is_none());
     }
+}
+
+#[test]
+fn what_is_not_whole_is_dropped_for_room_unless_somebody_has_it_open() {
+    let scene = Scene::new(None, |_, _| ());
+    let opened = scene.lazy.layer(&scene.layout, ID).expect("layer");
+    opened.files.come_in_part_from(1);
+    let arriving = || {
+        let found = opened.files.arriving(lamina_fusefs::types::Ino(3));
+        found.expect("arriving").expect("large")
+    };
+    let file = arriving();
+    file.fetch(0..1).expect("fetch");
+    let shrink = || keeper::shrink(&scene.lazy, 0).expect("shrink");
+    assert!(shrink() >= 1 << 20, "a chunk");
+    assert!(file.has(0..1));
+    drop(file);
+    assert_eq!(shrink(), 0);
+    assert!(!arriving().has(0..1));
+}
+
+/// Log lines.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn each_fetch_and_each_request_is_a_span_with_its_fields() {
+    let is_dead = Arc::new(AtomicBool::new(false));
+    let dead = Arc::clone(&is_dead);
+    let scene = Scene::new(None, move |_, bytes| {
+        if dead.load(Ordering::SeqCst) {
+            bytes.clear();
+        }
+    });
+    let (lines, opened) = (
+        Lines::default(),
+        scene.lazy.layer(&scene.layout, ID).expect("layer"),
+    );
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, || {
+        let open = || {
+            let ino = lamina_fusefs::types::Ino(3);
+            opened.files.open(Path::new("the/file"), ino)
+        };
+        is_dead.store(true, Ordering::SeqCst);
+        open().expect_err("dead");
+        is_dead.store(false, Ordering::SeqCst);
+        open().expect("the file");
+        keeper::prefetch_one(&scene.lazy, &scene.layout, ID).expect("prefetch");
+    });
+    let lines = String::from_utf8(lines.0.lock().clone()).expect("text");
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"));
+    let lines: Vec<serde_json::Value> = lines.collect();
+    let closed = |name: &str| -> Vec<_> {
+        let of_it = lines
+            .iter()
+            .filter(|line| line["fields"]["message"] == "close" && line["span"]["name"] == name);
+        of_it.cloned().collect()
+    };
+    let [failed, fetched] = &closed("fetch")[..] else {
+        panic!("{lines:?}");
+    };
+    for (line, outcome) in [(failed, "bytes were asked for"), (fetched, "fetched")] {
+        let span = &line["span"];
+        assert!(
+            span["outcome"].as_str().expect("text").contains(outcome),
+            "{line}"
+        );
+        assert_eq!(span["path"], "the/file");
+        assert_eq!(span["bytes"], 5 << 20);
+        assert_eq!(span["layer"], opened.files.name());
+        assert!(line["fields"]["time.busy"].is_string(), "{line}");
+    }
+    let requests = closed("request");
+    let right: Vec<_> = requests
+        .iter()
+        .filter(|line| line["span"]["outcome"] == "fetched")
+        .collect();
+    assert!(
+        !right.is_empty() && right.len() < requests.len(),
+        "{requests:?}"
+    );
+    let record = scene.record();
+    for line in right {
+        let span = &line["span"];
+        assert_eq!(span["blob"], record.digest);
+        assert_eq!(span["repository"], "app");
+        assert_eq!(span["host"], record.reference.trim_end_matches("/app:1"));
+        assert!(span["bytes"].as_u64() > Some(1 << 20), "{line}");
+        assert_eq!(line["spans"][0]["name"], "fetch");
+    }
+    let [prefetch] = &closed("prefetch")[..] else {
+        panic!("{lines:?}");
+    };
+    let span = &prefetch["span"];
+    assert_eq!(
+        (&span["id"], &span["outcome"]),
+        (&ID.into(), &"done".into())
+    );
+    assert_eq!(
+        (&span["image"], &span["layer"]),
+        (&record.reference.into(), &record.digest.into())
+    );
 }
 
 #[test]

@@ -30,6 +30,10 @@ struct Kind {
     wants_token: bool,
     /// The first attempt at each upload fails.
     fails_once: bool,
+    /// So many referrers are in each page of them; 0: all in one.
+    per_page: usize,
+    /// Where a page says that it goes on, if not where it does.
+    next: Option<&'static str>,
     /// Somebody else writes each tag right after it was written, so often.
     rivals: usize,
 }
@@ -209,9 +213,25 @@ fn answer(
                     "artifactType": told["artifactType"], "annotations": told["annotations"]})
             })
         });
-        let all: Vec<Value> = all.collect();
+        let mut all: Vec<Value> = all.collect();
+        all.sort_by_key(|one| one["digest"].to_string());
+        let last = referrers.split("last=").nth(1).unwrap_or("0");
+        let last: usize = last.parse().expect("a number");
+        all.drain(..last);
+        let mut link = String::new();
+        if (1..all.len()).contains(&kind.per_page) {
+            all.truncate(kind.per_page);
+            let last = last + kind.per_page;
+            let own = if kind.is_relative {
+                String::new()
+            } else {
+                format!("http://{host}")
+            };
+            let next = format!("{own}/v2/app/referrers/{subject}?n=1&last={last}");
+            link = format!("link: <{}>; rel=\"next\"\r\n", kind.next.unwrap_or(&next));
+        }
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": all});
-        return (200, String::new(), index.to_string().into_bytes());
+        return (200, link, index.to_string().into_bytes());
     }
     let name = path.strip_prefix("manifests/").expect("path").to_owned();
     if method != "PUT" {
@@ -300,6 +320,44 @@ fn what_is_put_beside_an_image_is_found_there_in_every_kind_of_registry() {
         );
         let tag = fake.requests(&format!("PUT /v2/app/manifests/{}", tag_of(subject)));
         assert_eq!(tag, if kind.knows_referrers { 0 } else { 2 });
+    }
+}
+
+#[test]
+fn pages_of_what_refers_to_an_image_are_read_on_the_same_host_and_not_for_ever() {
+    let paged = Kind {
+        knows_referrers: true,
+        per_page: 2,
+        ..Kind::default()
+    };
+    let relative = Kind {
+        is_relative: true,
+        ..paged
+    };
+    let leads = |next| Kind {
+        next: Some(next),
+        ..paged
+    };
+    for (kind, found, pages) in [
+        (paged, 5, 3),
+        (relative, 5, 3),
+        (leads("http://192.0.2.1/v2/app/referrers/x?last=2"), 2, 1),
+        (leads("/v2/other/referrers/x?last=2"), 2, 1),
+        (leads("/v2/app/manifests/x?last=2"), 2, 1),
+        // Always the same page.
+        (leads("?last=0"), 2 * PAGES, PAGES),
+    ] {
+        let fake = Fake::start(kind);
+        let (reference, image) = (fake.reference(), fake.image());
+        for number in 0..5 {
+            let part = parts(&number.to_string());
+            let pushed = fake.registry.push_artifact(&reference, &image, TYPE, &part);
+            pushed.expect("push");
+        }
+        let subject = digest_of(&image).expect("digest");
+        let all = fake.registry.referrers(&reference, subject, TYPE);
+        assert_eq!(all.expect("referrers").len(), found, "{:?}", kind.next);
+        assert_eq!(fake.requests("GET /v2/app/referrers/"), pages);
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::tests::Layer;
 use super::*;
+use crate::blob::compare::implied_digest;
 use crate::blob::contents::Contents;
 use crate::blob::footer::Toc;
 use crate::blob::limits::Limits;
@@ -187,12 +188,14 @@ fn with_toc(compression: Compression, tar: &[u8], change: impl FnOnce(&mut Vec<V
         data_end,
         compression,
     };
+    let contents = Contents::of_toc(&toc, &Limits::default()).unwrap();
     Made {
-        contents: Contents::of_toc(&toc, &Limits::default()).unwrap(),
         promised: Promised {
             digest: Digest::of(&bytes),
             diff_id: Digest::of(&whole),
+            implied: Some(implied_digest(contents.implied())),
         },
+        contents,
         bytes,
     }
 }
@@ -205,6 +208,7 @@ fn ordinary(tar: &[u8]) -> Made {
         promised: Promised {
             digest: ordinary.digest,
             diff_id: ordinary.diff_id,
+            implied: Some(implied_digest(ordinary.contents.implied())),
         },
         contents: ordinary.contents,
         bytes,
@@ -260,6 +264,57 @@ fn a_time_that_is_told_in_seconds_is_right_and_another_second_is_not() {
         let whole = made.read(&made.layer());
         assert_eq!(is_right(&whole), is_near, "{time}: {whole:?}");
     }
+}
+
+#[test]
+fn a_directory_is_told_to_have_an_entry_if_it_has_one_and_only_then() {
+    // As containerd makes a directory that no entry tells of.
+    let opt = json!({
+        "name": "opt/", "type": "dir", "mode": 0o755, "modtime": "1970-01-01T00:00:00Z",
+    });
+    let mut tar = ::tar::Builder::new(Vec::new());
+    let mut header = ::tar::Header::new_gnu();
+    header.set_entry_type(Type::Directory);
+    header.set_mode(0o755);
+    for field in [
+        ::tar::Header::set_uid as fn(&mut ::tar::Header, u64),
+        ::tar::Header::set_gid,
+        ::tar::Header::set_mtime,
+        ::tar::Header::set_size,
+    ] {
+        field(&mut header, 0);
+    }
+    tar.append_data(&mut header, "opt/", &b""[..]).unwrap();
+    let mut with_entry = tar.into_inner().unwrap();
+    // Without the end that the builder has added.
+    with_entry.truncate(512);
+    with_entry.extend(archive());
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let is_hidden = with_toc(compression, &archive(), |all| all.insert(0, opt.clone()));
+        let is_invented = with_toc(compression, &with_entry, |all| {
+            let mut first = all.remove(0);
+            first["modtime"] = opt["modtime"].clone();
+            assert_eq!(first["name"], opt["name"]);
+        });
+        let is_told = with_toc(compression, &with_entry, |all| {
+            all[0]["modtime"] = opt["modtime"].clone();
+        });
+        let whole = is_told.read(&is_told.layer());
+        assert!(is_right(&whole), "{whole:?}");
+        for mut made in [is_hidden, is_invented] {
+            let said = made.lie();
+            assert!(said.contains("directories without an entry"), "{said}");
+            // The trees are the same.
+            made.promised.implied = None;
+            let whole = made.read(&made.layer());
+            assert!(is_right(&whole), "{whole:?}");
+        }
+    }
+    // An index of somebody else, with a list that leaves out what it would be refused for.
+    let mut made = ordinary(&archive());
+    assert_eq!(made.contents.implied(), [std::path::Path::new("opt")]);
+    made.promised.implied = Some(implied_digest(Vec::new()));
+    assert!(made.lie().contains("directories without an entry"));
 }
 
 #[test]
