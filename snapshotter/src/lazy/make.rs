@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,11 @@ use crate::store::layout::{BLOB, BLOB_RECORD, BLOB_TABLE, LAYER_INDEX};
 
 /// The digest of an eStargz layer's TOC (stargz-snapshotter, docs/estargz.md).
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// A table of contents mostly takes less than one of so many bytes of its blob,
+const TAIL_OF: u64 = 128;
+/// and this is how much is read of the blob's end at least, and at most, before it is known where it is.
+const TAIL: Range<u64> = 64 << 10..1 << 20;
 
 /// Writes into `dir` what is needed to serve a layer that is to stand on the image `below`.
 pub(super) fn make(
@@ -180,13 +186,22 @@ fn toc_of(layer: &image::Layer) -> Result<Option<TocPlace<'_>>, LazyError> {
 
 fn estargz_toc(limits: &Limits, blob: &RemoteBlob, digest: Digest) -> Result<Toc, LazyError> {
     let size = blob.size();
-    let start = size.saturating_sub(estargz::FOOTER as u64);
-    let footer = blob.part(start..size)?;
-    let footer = footer.first_chunk().ok_or_else(|| {
+    // Most often the table lies in what comes along with the footer.
+    let start = size.saturating_sub((size / TAIL_OF).clamp(TAIL.start, TAIL.end));
+    let mut tail = blob.part(start..size)?;
+    let footer = tail.last_chunk().ok_or_else(|| {
         LazyError::Unfit("the blob is shorter than the footer of eStargz".to_owned())
     })?;
     let place = estargz::toc(footer, size, limits)?;
-    let member = blob.part(place.clone())?;
+    tail.truncate(tail.len().saturating_sub(estargz::FOOTER));
+    let member = match place.start.checked_sub(start) {
+        Some(before) => tail.split_off(
+            usize::try_from(before)
+                .unwrap_or(tail.len())
+                .min(tail.len()),
+        ),
+        None => [blob.part(place.start..start)?, tail].concat(),
+    };
     Ok(estargz::read(&member, place.start, digest, limits)?)
 }
 

@@ -22,13 +22,15 @@ const STRETCH: u64 = 1 << 20;
 /// So many bytes that nobody wants are read along rather than asking once more. Others are asked for
 /// at the same time, so that asking costs little.
 const GAP: u64 = 16 << 10;
-/// So many bytes of the blob are sorted by where they lie. What is wanted later than that comes later.
-const WAVE: u64 = 4 << 20;
+/// The most bytes of a stretch of files that lie in each other's, since they are read from the same checkpoint.
+const SHARED: u64 = 2 * STRETCH;
 
 /// A stretch of the blob, and the files in it that are wanted.
 struct Stretch {
     range: Range<u64>,
     files: Vec<Found>,
+    /// The place in the list of the one that is wanted first.
+    first: usize,
 }
 
 impl Files {
@@ -100,20 +102,28 @@ impl Files {
         stretches.reduce(|all, one| all.start.min(one.start)..all.end.max(one.end))
     }
 
-    /// Stretches of the blob with all of these files, in about their order.
+    /// Stretches of the blob with all of these files; that with the file that is wanted first comes first.
     fn stretches(&self, wanted: Vec<Found>) -> Vec<Stretch> {
-        let placed = wanted.into_iter();
-        let placed = placed.filter_map(|found| Some((self.extent(&found)?, found)));
-        let (mut all, mut wave, mut bytes) = (Vec::new(), Vec::new(), 0);
-        for (range, found) in placed {
-            bytes += range.end - range.start;
-            wave.push((range, found));
-            if bytes >= WAVE {
-                join(std::mem::take(&mut wave), &mut all);
-                bytes = 0;
+        let placed = wanted.into_iter().enumerate();
+        let placed = placed.filter_map(|(place, found)| Some((self.extent(&found)?, place, found)));
+        let mut placed: Vec<_> = placed.collect();
+        placed.sort_by_key(|(range, ..)| (range.start, range.end));
+        let mut all: Vec<Stretch> = Vec::new();
+        for (range, place, found) in placed {
+            match all.last_mut() {
+                Some(last) if last.takes(&range) => {
+                    last.range.end = last.range.end.max(range.end);
+                    last.files.push(found);
+                    last.first = last.first.min(place);
+                }
+                _ => all.push(Stretch {
+                    range,
+                    files: vec![found],
+                    first: place,
+                }),
             }
         }
-        join(wave, &mut all);
+        all.sort_by_key(|stretch| stretch.first);
         all
     }
 
@@ -140,24 +150,12 @@ impl Files {
     }
 }
 
-/// Joins what lies close together.
-fn join(mut wave: Vec<(Range<u64>, Found)>, into: &mut Vec<Stretch>) {
-    wave.sort_by_key(|(range, _)| range.start);
-    let mut open: Option<Stretch> = None;
-    for (range, found) in wave {
-        match &mut open {
-            Some(last)
-                if range.start <= last.range.end.saturating_add(GAP)
-                    && range.end.saturating_sub(last.range.start) <= STRETCH =>
-            {
-                last.range.end = last.range.end.max(range.end);
-                last.files.push(found);
-            }
-            _ => {
-                let files = vec![found];
-                into.extend(open.replace(Stretch { range, files }));
-            }
-        }
+impl Stretch {
+    /// Whether what is there in the blob is to come with it.
+    fn takes(&self, range: &Range<u64>) -> bool {
+        let is_shared = range.start < self.range.end;
+        let most = if is_shared { SHARED } else { STRETCH };
+        range.start <= self.range.end.saturating_add(GAP)
+            && range.end.saturating_sub(self.range.start) <= most
     }
-    into.extend(open);
 }

@@ -267,6 +267,29 @@ fn files_that_are_known_to_be_wanted_first_come_before_they_are_asked_for() {
 }
 
 #[test]
+fn files_of_the_list_that_are_read_from_the_same_checkpoint_share_requests() {
+    let (paths, bytes) = many();
+    let pieces: Vec<[&[u8]; 1]> = bytes.iter().map(|bytes| [&bytes[..]]).collect();
+    let files = paths.iter().zip(&pieces);
+    let files: Vec<_> = files
+        .map(|(path, pieces)| (path.as_str(), &pieces[..]))
+        .collect();
+    let blob = gzip(&archive(&files));
+    let total = blob.len() as u64;
+    let ordinary = Contents::of_gzip(&blob[..], &Limits::default()).unwrap();
+    let layer = Layer::new(blob, &ordinary.contents);
+    layer.source.is_far.store(true, Ordering::SeqCst);
+    let order = (0..paths.len()).map(|at| at * 7 % paths.len());
+    let digests: Vec<_> = order.map(|at| Digest::of(&bytes[at])).collect();
+    layer.files.fetch_first(&digests).unwrap();
+    let here = layer.files.here().unwrap();
+    assert_eq!(here.cached, here.total);
+    let reads = layer.source.reads.lock();
+    let asked: u64 = reads.iter().map(|one| one.end - one.start).sum();
+    assert!(asked < total * 4 / 3, "{asked} of {total} in {reads:?}");
+}
+
+#[test]
 fn who_wants_a_file_of_the_list_waits_for_it_and_a_dead_registry_ends_the_list() {
     let (paths, bytes) = many();
     let pieces: Vec<[&[u8]; 1]> = bytes.iter().map(|bytes| [&bytes[..]]).collect();
