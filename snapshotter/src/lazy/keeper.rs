@@ -22,7 +22,7 @@ use tracing::Span;
 use tracing::field::{Empty, display};
 
 pub(super) use self::room::shrink;
-use self::room::{limit, sweep};
+use self::room::{Gone, limit};
 use super::profile::Profiles;
 use super::record::{Record, Verdict};
 use super::{Lazy, whole};
@@ -323,7 +323,7 @@ fn fill_layer(lazy: &Lazy, orders: &Orders, layout: &Layout, id: u64) -> lamina_
 }
 
 fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
-    let (mut looked_at, mut added) = (None, 0);
+    let (mut looked_at, mut added, mut gone) = (None, 0, Gone::default());
     loop {
         let is_idle = {
             let mut state = orders.state.lock();
@@ -346,13 +346,15 @@ fn keep(lazy: &Weak<Lazy>, orders: &Orders, layout: &Layout) {
             added = lazy.cache.added();
             memory::release_freed();
         }
-        let kept = if removed.is_empty() {
+        gone.extend(removed);
+        let kept = gone.sweep(&lazy, layout).and_then(|has_swept| {
+            if has_swept {
+                // There is more room now.
+                looked_at = None;
+                return Ok(());
+            }
             limit(&lazy, orders, &mut looked_at)
-        } else {
-            // There is more room afterwards.
-            looked_at = None;
-            sweep(&lazy, layout, &removed)
-        };
+        });
         if let Err(error) = kept {
             tracing::warn!(%error, "the cache cannot be kept in order");
         }

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use lamina_fusefs::blob::{self, Digest, digests_in};
 
@@ -12,6 +13,9 @@ use crate::store::layout::Layout;
 
 /// How much of its limit the cache may take after it was made smaller, in percent: the low water mark.
 const LOW: u64 = 90;
+
+/// How long something may still come of a layer that was removed: as long as a registry may take, and more.
+const LATE: Duration = Duration::from_mins(1);
 
 /// Removes files of which no layer is left but those that were `removed`.
 pub(super) fn sweep(lazy: &Lazy, layout: &Layout, removed: &[u64]) -> lamina_fusefs::Result<()> {
@@ -37,6 +41,41 @@ pub(super) fn sweep(lazy: &Lazy, layout: &Layout, removed: &[u64]) -> lamina_fus
         );
     }
     Ok(())
+}
+
+/// Layers that were removed lately. Who was fetching something of one may add it to the cache a little later.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    layers: Vec<u64>,
+    /// When the last of them was removed.
+    last: Option<Instant>,
+    /// Bytes that were added to the cache before it was last swept.
+    swept: Option<u64>,
+}
+
+impl Gone {
+    /// Layers were removed.
+    pub(super) fn extend(&mut self, removed: Vec<u64>) {
+        if !removed.is_empty() {
+            self.layers.extend(removed);
+            (self.last, self.swept) = (Some(Instant::now()), None);
+        }
+    }
+
+    /// Removes what the cache has of them and of no other layer, if there may be something. Whether it
+    /// has looked.
+    pub(super) fn sweep(&mut self, lazy: &Lazy, layout: &Layout) -> lamina_fusefs::Result<bool> {
+        let added = lazy.cache.added();
+        if self.last.is_none() || self.swept == Some(added) {
+            return Ok(false);
+        }
+        sweep(lazy, layout, &self.layers)?;
+        self.swept = Some(added);
+        if self.last.is_some_and(|last| last.elapsed() > LATE) {
+            *self = Gone::default();
+        }
+        Ok(true)
+    }
 }
 
 /// What the cache was like when its size was last looked at.

@@ -97,10 +97,26 @@ fn what_no_layer_has_goes() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (lazy, layout) = open(dir.path(), limits(0));
     drop(add(&lazy, 0));
-    sweep(&lazy, &layout, &[]).expect("sweep");
+    room::sweep(&lazy, &layout, &[]).expect("sweep");
     assert_eq!(lazy.cache.holds().expect("holds"), blob::Holds::default());
     lazy.close();
     // Closed, it hands out what it is given, and keeps nothing.
     drop(add(&lazy, 1));
     assert_eq!(lazy.cache.holds().expect("holds"), blob::Holds::default());
+}
+
+#[test]
+fn what_comes_late_of_a_layer_that_was_removed_goes_too() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (lazy, layout) = open(dir.path(), limits(0));
+    let mut gone = Gone::default();
+    drop(add(&lazy, 0));
+    let sweep = |gone: &mut Gone| gone.sweep(&lazy, &layout).expect("sweep");
+    assert!(!sweep(&mut gone), "nothing was removed");
+    gone.extend(vec![7]);
+    assert!(sweep(&mut gone) && !sweep(&mut gone));
+    drop(add(&lazy, 1));
+    assert!(sweep(&mut gone) && !sweep(&mut gone));
+    assert_eq!(lazy.cache.holds().expect("holds"), blob::Holds::default());
+    lazy.close();
 }
