@@ -50,6 +50,11 @@ impl Source for Gate {
         "gate"
     }
 
+    /// Nothing comes along with what is asked for.
+    fn is_far(&self) -> bool {
+        false
+    }
+
     fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         let mut is_open = self.is_open.lock().unwrap();
