@@ -239,18 +239,18 @@ impl Files {
     /// Fetches a file that somebody waits for. A second request brings those that lie close behind it,
     /// which nobody waits for.
     fn fetch_ahead(&self, found: &Found) -> Result<File> {
+        let fetch_alone = || self.fetch_found(found, found.chunks.end, &mut Have::default());
         // Where it is known what will be wanted next, that is under way.
-        let is_alone = !self.source.is_far() || self.lists.load(Ordering::Relaxed) > 0;
-        let extent = self.extent(found).filter(|_| !is_alone);
+        if !self.source.is_far() || self.lists.load(Ordering::Relaxed) > 0 {
+            return fetch_alone();
+        }
+        let extent = self.extent(found);
         let Some(extent) = extent.filter(|extent| extent.end - extent.start < AHEAD) else {
-            return self.fetch_found(found, found.chunks.end, &mut Have::default());
+            return fetch_alone();
         };
         // Nobody who leads waits for somebody else, or two might wait for each other.
-        let flight = match self.flights.join(found.digest) {
-            Role::Lead(flight) => flight,
-            Role::Wait(_) => {
-                return self.fetch_found(found, found.chunks.end, &mut Have::default());
-            }
+        let Role::Lead(flight) = self.flights.join(found.digest) else {
+            return fetch_alone();
         };
         let landing = self.landing(found.digest, flight);
         if let Some(file) = self.cache.find(found.digest, found.size)? {

@@ -52,17 +52,23 @@ impl RemoteBlob {
     /// All of it in one answer, read as it comes: for registries that hand out no parts. Nothing is held
     /// against the digest, and what breaks off is not asked for again.
     pub fn whole(&self) -> Result<impl Read + Send + use<>, RegistryError> {
-        let ask = Ask {
-            registry: self.reference.registry(),
-            repository: self.reference.repository(),
-            path: format!("blobs/{}", self.digest),
-            accept: "*/*",
-            part: None,
-            most: self.size.saturating_add(1),
-            access: Access::Pull,
-            only: None,
-        };
+        let most = self.size.saturating_add(1);
+        let ask = ask_for(&self.reference, self.digest, None, most);
         self.registry.ask_by(http::open, &ask)
+    }
+}
+
+/// What to ask for a blob, or for a part of it. An answer of more than `most` bytes is none.
+fn ask_for(reference: &Reference, digest: Digest, part: Option<Range<u64>>, most: u64) -> Ask<'_> {
+    Ask {
+        registry: reference.registry(),
+        repository: reference.repository(),
+        path: format!("blobs/{digest}"),
+        accept: "*/*",
+        part,
+        most,
+        access: Access::Pull,
+        only: None,
     }
 }
 
@@ -104,16 +110,8 @@ impl Registry {
         range: Range<u64>,
     ) -> Result<Vec<u8>, RegistryError> {
         let length = range.end - range.start;
-        let answer = self.ask(&Ask {
-            registry: reference.registry(),
-            repository: reference.repository(),
-            path: format!("blobs/{digest}"),
-            accept: "*/*",
-            part: Some(range.clone()),
-            most: length.saturating_add(1),
-            access: Access::Pull,
-            only: None,
-        })?;
+        let most = length.saturating_add(1);
+        let answer = self.ask(&ask_for(reference, digest, Some(range.clone()), most))?;
         let wrong = |what: String| RegistryError::Answer {
             url: answer.url.clone(),
             what,

@@ -107,12 +107,7 @@ pub(super) fn get(
 ) -> Result<Answer, RegistryError> {
     let (mut response, url) = begin(agent, endpoint, ask, login, (Some(left(deadline)), None))?;
     let range = content_range(response.headers());
-    let next = next_page(
-        response.headers(),
-        endpoint,
-        ask,
-        &endpoint.url(ask.registry, ask.repository, &ask.path),
-    );
+    let next = next_page(response.headers(), endpoint, ask);
     if ask.part.is_some() && range.is_none() {
         return Err(RegistryError::Answer {
             url,
@@ -349,15 +344,11 @@ fn texts(headers: &HeaderMap, name: &str) -> Vec<String> {
 
 /// Where in the repository an answer goes on. A link that leads out of the repository, or to another host, is
 /// none.
-fn next_page(
-    headers: &HeaderMap,
-    endpoint: &Endpoint,
-    ask: &Ask<'_>,
-    asked: &str,
-) -> Option<String> {
+fn next_page(headers: &HeaderMap, endpoint: &Endpoint, ask: &Ask<'_>) -> Option<String> {
     let links = texts(headers, "link");
     let url = links.iter().find_map(|links| next_link(links))?;
-    let url = shown(&resolve(asked, url));
+    let asked = endpoint.url(ask.registry, ask.repository, &ask.path);
+    let url = shown(&resolve(&asked, url));
     let beginning = format!("{}/{}/", shown(&endpoint.base), ask.repository);
     let path = url.strip_prefix(&beginning).map(str::to_owned);
     if path.is_none() {
