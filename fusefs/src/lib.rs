@@ -6,6 +6,7 @@
 //! - [`union`] holds the rules: what a name means when both the image and the upper have it,
 //!   and what a change does to the upper.
 //! - [`inode`] keeps the node table, the open handles and their backing files.
+//! - [`record`] keeps what the next process needs to go on where this one ended.
 //! - [`image`] merges layers to one immutable tree that every container of the image shares.
 //! - [`index`] keeps a layer or an image in one file that is mapped into memory.
 //! - [`layer`] is where a layer's entries and bytes come from.
@@ -30,6 +31,7 @@ pub mod inode;
 pub mod layer;
 mod marks;
 pub mod memory;
+pub mod record;
 pub mod session;
 mod sys;
 pub mod types;

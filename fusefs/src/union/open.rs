@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::image::Absent;
 use crate::inode::{Backing, FileHandleState, Node};
 use crate::marks::{self, Data};
+use crate::record::Entry;
 use crate::sys::change;
 use crate::sys::place::Place;
 use crate::types::{Caller, Fh, FileKind, NodeId};
@@ -165,6 +166,9 @@ impl Union {
             if state.is_written_above() != above {
                 return Ok(None);
             }
+            if let Some(orphan) = &state.orphan {
+                self.pin(node, orphan);
+            }
             state.open += 1;
             state.running += u32::from(runs);
             state.backing = Arc::downgrade(&backing);
@@ -173,6 +177,12 @@ impl Union {
             node: Arc::clone(node),
             backing: Arc::clone(&backing),
             writable: above,
+            runs,
+        });
+        self.note(|| Entry::Open {
+            fh,
+            node: node.id,
+            above,
             runs,
         });
         Ok(Some(Opened {
@@ -188,6 +198,8 @@ impl Union {
         let Some(file) = self.handles.remove(fh) else {
             return;
         };
+        // Before the client's number for the file is given back: that is done once more if need be.
+        self.note(|| Entry::Close(fh));
         let is_last = {
             let mut state = file.node.state.lock();
             state.open = state.open.saturating_sub(1);
@@ -295,7 +307,7 @@ impl Union {
     }
 
     /// The backing file of a node, the open one or a new one, and whether it is the upper's.
-    fn backing(&self, node: &Arc<Node>, writes: bool) -> Result<(Arc<Backing>, bool)> {
+    pub(super) fn backing(&self, node: &Arc<Node>, writes: bool) -> Result<(Arc<Backing>, bool)> {
         let (known, image, upper, blocks) = {
             let state = node.state.lock();
             let blocks = state.blocks.clone();
