@@ -184,6 +184,24 @@ impl NodeTable {
         inner.collect(id);
     }
 
+    /// All nodes but the root, each with the client's references.
+    pub(crate) fn references(&self) -> Vec<(NodeId, u64)> {
+        let inner = self.inner.lock();
+        let all = inner.by_id.iter().map(|(id, slot)| (*id, slot.lookups));
+        all.filter(|(id, _)| *id != NodeId::ROOT).collect()
+    }
+
+    /// Gives all references to a node back, if there are still as many as that.
+    pub(crate) fn forget_all(&self, id: NodeId, count: u64) -> bool {
+        let is_so = |slot: &Slot| slot.lookups == count;
+        let unchanged = self.inner.lock().by_id.get(&id).is_some_and(is_so);
+        // What comes between the two only adds references.
+        if unchanged {
+            self.forget(id, count);
+        }
+        unchanged
+    }
+
     /// How many nodes there are.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {

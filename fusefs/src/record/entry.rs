@@ -9,9 +9,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use crate::types::{Fh, FileKind, Ino, NodeId};
 
-/// The bytes of an entry before what its kind has.
-pub(super) const HEADER: usize = 20;
-
 /// One request of the client, and the slot where what belongs to it is remembered until the slot has
 /// another one. Unique 0: none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

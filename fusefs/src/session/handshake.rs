@@ -30,6 +30,9 @@ const ANSWER_FLAGS2: usize = 16 + 32;
 /// `FUSE_HAS_RESEND`, in the second word of flags.
 const HAS_RESEND: u32 = 1 << (39 - 32);
 
+/// `FUSE_NOTIFY_INVAL_INODE`.
+const NOTIFY_INVAL_INODE: i32 = 2;
+
 /// `FUSE_NOTIFY_RESEND`.
 const NOTIFY_RESEND: i32 = 7;
 
@@ -112,6 +115,22 @@ pub(super) fn ask_again(mut connection: &File) -> io::Result<()> {
     notification.extend(NOTIFY_RESEND.to_ne_bytes());
     notification.extend(0_u64.to_ne_bytes());
     connection.write_all(&notification)
+}
+
+/// Whether the kernel knows a node. It forgets the attributes of one that it knows.
+pub(super) fn knows(mut connection: &File, node: u64) -> io::Result<bool> {
+    let mut notification = Vec::from(40_u32.to_ne_bytes());
+    notification.extend(NOTIFY_INVAL_INODE.to_ne_bytes());
+    notification.extend(0_u64.to_ne_bytes());
+    notification.extend(node.to_ne_bytes());
+    // A negative offset: attributes only.
+    notification.extend((-1_i64).to_ne_bytes());
+    notification.extend(0_i64.to_ne_bytes());
+    match connection.write_all(&notification) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn read(mut from: &File) -> io::Result<Vec<u8>> {

@@ -10,6 +10,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,9 @@ use crate::union::Union;
 /// Numbers of backing files that the predecessor may have got and not written down: one for each request
 /// that it was answering.
 const UNKNOWN_BACKINGS: u32 = 64;
+
+/// When nodes are swept. What the kernel had to say of them when the predecessor died, it has said by then.
+const SWEEP_AFTER: Duration = Duration::from_secs(5);
 
 /// Holds what outlives this process, of one mount.
 pub trait Keeper: Pins {
@@ -147,6 +152,7 @@ impl Session {
         }
         handshake::ask_again(&device)
             .map_err(|source| failed("cannot ask for requests again on", mountpoint, source))?;
+        sweep_later(&union, &device);
         let restored = Restored {
             nodes: revived.nodes,
             handles: revived.handles,
@@ -161,6 +167,35 @@ impl Session {
     /// Leaves the mount to the next process. It is served until this one ends.
     pub fn leave(mut self) {
         self.mount.stays = true;
+    }
+}
+
+/// Some time from now, forgets the nodes that the kernel does not know any more: it has said so, but
+/// the predecessor died before it wrote that down.
+fn sweep_later(union: &Arc<Union>, device: &Arc<File>) {
+    let nodes = union.references();
+    if nodes.is_empty() {
+        return;
+    }
+    let (union, device) = (Arc::downgrade(union), Arc::downgrade(device));
+    let sweep = move || {
+        thread::sleep(SWEEP_AFTER);
+        let mut forgotten = 0;
+        for (id, count) in nodes {
+            let (Some(union), Some(device)) = (union.upgrade(), device.upgrade()) else {
+                return;
+            };
+            if handshake::knows(&device, id.0).is_ok_and(|known| !known) {
+                forgotten += usize::from(union.forget_all(id, count));
+            }
+        }
+        tracing::debug!(forgotten, "nodes that the kernel no longer knew");
+    };
+    let started = thread::Builder::new()
+        .name("lamina-sweep".to_owned())
+        .spawn(sweep);
+    if let Err(error) = started {
+        tracing::warn!(%error, "nodes that nobody knows stay until the mount ends");
     }
 }
 

@@ -42,6 +42,17 @@ impl Union {
         }))
     }
 
+    /// All nodes that the client knows, each with its references.
+    pub(crate) fn references(&self) -> Vec<(NodeId, u64)> {
+        self.nodes.references()
+    }
+
+    /// The client does not know a node any more, though it has not said so. Nothing happens if it got
+    /// or gave back references since there were so many.
+    pub(crate) fn forget_all(&self, node: NodeId, count: u64) -> bool {
+        self.nodes.forget_all(node, count)
+    }
+
     /// Notes the client's number for the file behind the handles of a node (0: it has none).
     pub(crate) fn attached(&self, node: NodeId, number: u32) {
         self.note(|| Entry::Attach(node, number));

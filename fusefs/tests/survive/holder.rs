@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -203,9 +203,4 @@ impl Drop for Mounted {
             let _ = server.child.wait();
         }
     }
-}
-
-/// Where the layers of a mount lie.
-pub(crate) fn below(dir: &Path, name: &str) -> PathBuf {
-    dir.join(name)
 }
