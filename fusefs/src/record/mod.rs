@@ -217,7 +217,7 @@ impl Record {
             // What was given back again counts against it.
             for (id, count) in before.references {
                 match all.references.iter_mut().find(|(other, _)| *other == id) {
-                    Some((_, sum)) => *sum += count,
+                    Some((_, sum)) => *sum = sum.wrapping_add(count),
                     None => all.references.push((id, count)),
                 }
             }

@@ -100,7 +100,8 @@ impl State {
             }
             Entry::Refer(id, count) => {
                 if let Some(node) = self.nodes.get_mut(&id) {
-                    node.lookups = node.lookups.saturating_add(count);
+                    // A sum that a damaged record brings beyond all bounds is as wrong as any other.
+                    node.lookups = node.lookups.wrapping_add(count);
                 }
                 self.note(ticket, |slot| slot.references.push((id, count)));
             }
@@ -174,7 +175,8 @@ impl State {
         let (mut pending, mut opened) = (HashMap::<NodeId, i64>::new(), HashSet::<Fh>::new());
         for slot in self.slots.values() {
             for (id, count) in &slot.references {
-                *pending.entry(*id).or_default() += count;
+                let sum = pending.entry(*id).or_default();
+                *sum = sum.wrapping_add(*count);
             }
             opened.extend(&slot.handles);
         }
@@ -266,7 +268,7 @@ impl NodeState {
             generation: self.generation,
             ino: self.ino,
             kind: self.kind,
-            lookups: self.lookups.saturating_sub(without),
+            lookups: self.lookups.wrapping_sub(without),
         });
         for place in &self.names {
             visit(Entry::Name(id, place.clone()));
