@@ -15,11 +15,13 @@
 //! - [`check`] looks whether an upper fits its layers, and says what is wrong with it.
 //! - `marks` knows how whiteouts, opaque directories and redirects look on disk.
 //! - [`memory`] gives back what is not needed now.
+//! - [`descriptors`] are got from whoever started the process, and compared.
 //! - `sys` holds the system calls, and the only `unsafe` code.
 //! - [`types`], [`error`] and `errno` are the words that all of them speak.
 
 pub mod blob;
 pub mod check;
+pub mod descriptors;
 mod errno;
 pub mod error;
 #[cfg(fuzzing)]

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::cri;
 use crate::error::{Error, Result};
+use crate::hold;
 use crate::lazy::keeper;
 use crate::recover::Report;
 use crate::registry;
@@ -63,6 +64,8 @@ pub struct ServeOptions {
     pub limits: blob::Limits,
     /// The proxy of the CRI's image service; `None`: there is none.
     pub cri: Option<cri::Options>,
+    /// Who keeps what has to outlive this daemon.
+    pub holder: hold::Options,
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the

@@ -34,6 +34,7 @@ pub mod daemon;
 mod dirs;
 pub mod error;
 pub mod filter;
+pub mod hold;
 pub mod id_map;
 mod indexes;
 pub mod lazy;

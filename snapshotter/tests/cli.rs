@@ -49,6 +49,7 @@ fn every_command_has_help_with_examples() {
         &["status"],
         &["check"],
         &["bench"],
+        &["hold"],
         &["config"],
         &["config", "default"],
         &["config", "containerd"],

@@ -2,6 +2,7 @@
 //!
 //! - [`place`] addresses one file without ever following a symlink or leaving a directory.
 //! - [`beneath`] opens a path below a root that nobody can lead out of.
+//! - [`descriptor`] gets descriptors from whoever started the process, and compares them.
 //! - [`device`] asks `/dev/fuse` what no request says.
 //! - [`dir`] reads directories.
 //! - [`change`] has every call that changes what is on disk; tests stop it at any point.
@@ -18,6 +19,7 @@ pub(crate) mod beneath;
 pub(crate) mod caller;
 pub(crate) mod change;
 pub(crate) mod copy;
+pub(crate) mod descriptor;
 pub(crate) mod device;
 pub(crate) mod dir;
 pub(crate) mod extents;

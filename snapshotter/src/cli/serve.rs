@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use lamina_fusefs::memory;
 use lamina_snapshotter::config::{Config, LogFormat};
 use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::hold::Keeper;
 use lamina_snapshotter::upper_mode::UpperMode;
 use sd_notify::NotifyState;
 
@@ -47,6 +48,13 @@ pub(super) struct ServeArgs {
     /// Copy up only the blocks of a large file that are written [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_PARTIAL_COPY_UP")]
     partial_copy_up: Option<bool>,
+    /// Who keeps the mounts of running containers while there is no daemon: auto, systemd, process or
+    /// none [default: auto]
+    #[arg(long, value_name = "WHO", env = "LAMINA_HOLDER")]
+    holder: Option<Keeper>,
+    /// How long a process does so, in seconds [default: 300]
+    #[arg(long, value_name = "N", env = "LAMINA_HOLD_SECS")]
+    hold_secs: Option<u64>,
     /// Serve layers without unpacking them, where containerd says which they are [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_LAZY")]
     lazy: Option<bool>,
@@ -92,6 +100,12 @@ impl ServeArgs {
         if let Some(partial) = self.partial_copy_up {
             config.partial_copy_up = partial;
         }
+        if let Some(holder) = self.holder {
+            config.holder = holder;
+        }
+        if let Some(seconds) = self.hold_secs {
+            config.hold_secs = seconds;
+        }
         if let Some(lazy) = self.lazy {
             config.lazy.enabled = lazy;
         }
@@ -114,6 +128,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let config = args.load()?;
     logging::init(&config.log.level, config.log.format)?;
     let options = ServeOptions {
+        holder: config.hold(),
         root: config.root,
         address: config.address,
         threads: config.threads,
