@@ -37,6 +37,7 @@ pub mod filter;
 pub mod hold;
 pub mod id_map;
 mod indexes;
+pub mod kept;
 pub mod lazy;
 pub mod mounts;
 pub mod pull;

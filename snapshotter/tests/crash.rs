@@ -64,10 +64,13 @@ fn the_daemon() {
         cache: keeper::Limits::default(),
         limits: lamina_fusefs::blob::Limits::default(),
         cri: None,
-        holder: hold::Options::default(),
+        holder: hold::Options {
+            keeper: hold::Keeper::None,
+            ..hold::Options::default()
+        },
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));
+    let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending::<()>()));
     served.expect("serve until killed");
 }
 

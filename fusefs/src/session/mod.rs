@@ -256,6 +256,16 @@ impl Session {
         &self.union
     }
 
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mount.point
+    }
+
+    /// Major and minor device number of the file system.
+    pub fn device(&self) -> (u32, u32) {
+        self.mount.mounted.device
+    }
+
     /// How many requests it was asked so far.
     pub fn requests(&self) -> Requests {
         self.counters.sum()

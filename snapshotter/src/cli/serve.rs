@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use lamina_fusefs::memory;
 use lamina_snapshotter::config::{Config, LogFormat};
-use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::daemon::{self, ServeOptions, Stop};
 use lamina_snapshotter::hold::Keeper;
 use lamina_snapshotter::upper_mode::UpperMode;
 use sd_notify::NotifyState;
@@ -154,6 +154,12 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
             let signal = stop.await;
             tracing::info!(signal, "stopping");
             notify(&[NotifyState::Stopping]);
+            // Ctrl-C is somebody who wants it gone; SIGTERM may be an upgrade.
+            if signal == "SIGINT" {
+                Stop::End
+            } else {
+                Stop::Leave
+            }
         };
         Box::pin(daemon::serve(options, ready, shutdown)).await?;
         tracing::info!("stopped");

@@ -53,7 +53,10 @@ pub fn options(dir: &Path) -> ServeOptions {
         cache: keeper::Limits::default(),
         limits: lamina_fusefs::blob::Limits::default(),
         cri: None,
-        holder: hold::Options::default(),
+        holder: hold::Options {
+            keeper: hold::Keeper::None,
+            ..hold::Options::default()
+        },
     }
 }
 
