@@ -59,7 +59,8 @@ impl Stage {
         // Held for ever: whoever comes second is silent.
         let _first = self.failed.lock();
         eprintln!("{text}");
-        let _ = fs::write(self.outside("failed"), format!("{text}\n"));
+        let written = fs::write(self.outside("told"), format!("{text}\n"));
+        let _ = written.and_then(|()| fs::rename(self.outside("told"), self.outside("failed")));
         process::exit(1);
     }
 
