@@ -200,6 +200,11 @@ impl Worker {
             }
             _ => {
                 let from = self.path();
+                // Opened twice, and copied up in between: on Lamina the first handle keeps the
+                // image's data.
+                if from == path {
+                    return;
+                }
                 self.both(format!("copy {from} to {path}"), |root| {
                     fs::copy(root.join(&from), root.join(&path))
                 });

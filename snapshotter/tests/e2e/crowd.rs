@@ -145,7 +145,7 @@ impl Crowd {
 }
 
 /// All folders down to the second level: one for each snapshot, wherever they are kept.
-fn folders(root: &Path) -> Result<BTreeSet<PathBuf>> {
+pub(super) fn folders(root: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut all = BTreeSet::new();
     let mut level = vec![root.to_owned()];
     for _ in 0..2 {

@@ -14,6 +14,7 @@ mod lazy_pull;
 mod lazy_verify;
 mod life;
 mod rules;
+mod survive;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

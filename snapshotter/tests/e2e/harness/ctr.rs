@@ -188,6 +188,20 @@ impl Ctr {
         output(&mut command).map(drop)
     }
 
+    /// Starts a container that sees a directory of the host at `/outside`, and runs `script` there
+    /// before it sleeps.
+    pub fn start_beside(&self, outside: &Path, id: &str, image: &str, script: &str) -> Result<()> {
+        let mount = format!(
+            "type=bind,src={},dst=/outside,options=rbind:rw",
+            outside.display()
+        );
+        let script = format!("{script}\n{IDLE}");
+        let mut command = self.command(&["run", "--detach", "--null-io", "--mount", &mount]);
+        command.args(["--snapshotter", self.snapshotter]);
+        command.args([image, id, "/bin/sh", "-ec", &script]);
+        output(&mut command).map(drop)
+    }
+
     /// Runs `script` inside a running container and returns what it printed.
     pub fn exec(&self, id: &str, script: &str) -> Result<String> {
         let mut command = self.command(&["tasks", "exec", "--exec-id", "x", "--fifo-dir"]);

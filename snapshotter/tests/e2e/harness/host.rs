@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{env, process};
 
@@ -97,7 +98,7 @@ impl Host {
         let peer = peer.transpose()?;
         snippet.extend(peer.iter().map(Stargz::snippet));
         let containerd = Containerd::start(scratch.path(), &snippet)?;
-        let namespace = Namespace(format!("lamina-{}", process::id()));
+        let namespace = Namespace::new();
         let fifos = scratch.join("fifos");
         let ctr = Ctr::new(containerd.socket(), &namespace.0, snapshotter.name(), fifos);
         Ok(Self {
@@ -228,7 +229,8 @@ impl Host {
         Ok(())
     }
 
-    fn wait_ready(&self) -> Result<()> {
+    /// Waits until containerd reaches the snapshotter.
+    pub fn wait_ready(&self) -> Result<()> {
         let mut last = None;
         let waited = wait_for(
             "containerd reaches the snapshotter",
@@ -265,6 +267,15 @@ pub(super) fn require_tools(tools: &[&str]) -> Result<()> {
 
 /// A namespace of containerd's. Dropping it removes the empty control groups that runc leaves.
 struct Namespace(String);
+
+impl Namespace {
+    /// Another one for each host: runc remembers the containers of a test that failed.
+    fn new() -> Namespace {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Namespace(format!("lamina-{}-{count}", process::id()))
+    }
+}
 
 impl Drop for Namespace {
     fn drop(&mut self) {

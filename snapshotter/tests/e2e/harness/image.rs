@@ -67,6 +67,20 @@ impl Layout {
         .map(drop)
     }
 
+    /// Makes the image `tag` of `below` and a directory as its further layer.
+    pub fn add_dir(&self, below: &str, tag: &str, dir: &Path) -> Result<()> {
+        let tar = dir.with_extension("tar");
+        run("tar", &["-C", &text(dir), "-cf", &text(&tar), "."])?;
+        self.add_layer(below, tag, &tar)?;
+        Ok(fs::remove_file(tar)?)
+    }
+
+    /// Makes the image `tag` of the archive of a root.
+    pub fn add_root(&self, tag: &str, tar: &Path) -> Result<()> {
+        run("umoci", &["new", "--image", &self.tag(tag)])?;
+        self.add_layer(tag, tag, tar)
+    }
+
     /// Writes the whole layout as one archive that `ctr images import` takes.
     pub fn archive(&self, to: &Path) -> Result<()> {
         run("tar", &["-C", &self.path(), "-cf", &text(to), "."]).map(drop)
@@ -103,7 +117,7 @@ impl Layout {
 }
 
 /// A root with busybox, a link for each of its commands, and the folders that a container wants.
-fn busybox_root(root: &Path) -> Result<()> {
+pub fn busybox_root(root: &Path) -> Result<()> {
     for name in ["bin", "dev", "etc", "proc", "run", "sys", "tmp", "root"] {
         fs::create_dir_all(root.join(name))?;
     }

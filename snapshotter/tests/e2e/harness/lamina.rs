@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use lamina_snapshotter::upper_mode::UpperMode;
 
-use super::process::{Process, output, peak_kib};
+use super::process::{Process, families, output, peak_kib};
 
 /// How long the daemon may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -34,6 +34,13 @@ pub fn binary() -> Result<PathBuf> {
         );
     }
     Ok(beside)
+}
+
+/// The process that holds the connections of the daemon at `address`.
+pub fn holder_of(address: &Path) -> Option<u32> {
+    let held = format!("{}.hold", address.display());
+    let named = families(&held);
+    named.into_iter().map(|(pid, _)| pid).next()
 }
 
 /// A daemon with a root and a socket below one folder. Dropping it kills it.
@@ -59,16 +66,26 @@ impl Daemon {
 
     /// Starts it once more on the same root, after [`Self::stop`] or [`Self::kill`].
     pub fn start_again(&mut self) -> Result<()> {
-        let mut command = Command::new(binary()?);
+        self.begin(&binary()?)?;
+        self.wait_ready()
+    }
+
+    /// The same with this program, and without waiting until it answers.
+    pub fn begin(&mut self, binary: &Path) -> Result<()> {
+        let mut command = Command::new(binary);
         command.arg("serve").arg("--config").arg(self.config());
         command.arg("--root").arg(self.root());
         command.arg("--address").arg(self.socket());
         command.arg("--upper").arg(self.upper.as_str());
-        let socket = self.socket();
-        let mut process = Process::spawn(&mut command, &self.dir.join("lamina.log"))?;
-        process.wait_ready(START_LIMIT, || UnixStream::connect(&socket).is_ok())?;
-        self.process = Some(process);
+        self.process = Some(Process::spawn(&mut command, &self.log())?);
         Ok(())
+    }
+
+    /// Waits until its socket answers.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let socket = self.socket();
+        let process = self.process.as_mut().context("the daemon does not run")?;
+        process.wait_ready(START_LIMIT, || UnixStream::connect(&socket).is_ok())
     }
 
     /// SIGTERM; a daemon that does not end with success is an error.
@@ -135,6 +152,11 @@ impl Daemon {
         Ok(!layers.is_empty() && layers.iter().all(is_here))
     }
 
+    /// The process that holds the connections of this daemon's mounts.
+    pub fn holder(&self) -> Option<u32> {
+        holder_of(&self.socket())
+    }
+
     pub fn pid(&self) -> Result<u32> {
         Ok(self
             .process
@@ -146,6 +168,10 @@ impl Daemon {
     /// The most memory that it has had, in KiB.
     pub fn peak_kib(&self) -> Result<i64> {
         peak_kib(self.pid()?)
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("lamina.log")
     }
 
     fn config(&self) -> PathBuf {

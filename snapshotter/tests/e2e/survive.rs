@@ -1,0 +1,157 @@
+//! The daemon may die; the containers never notice.
+//!
+//! Containers run a load that knows what each of its calls has to answer (`examples/load`) while
+//! the daemon is killed, its holder is killed, both are, or the daemon is replaced by another
+//! build. `LAMINA_KILLS` says how often (0: the load alone), `LAMINA_SEED` repeats a run as far as
+//! chance lets it, `LAMINA_CROWD` is the number of containers that measure pauses, and
+//! `LAMINA_DEBIAN` names an archive of a Debian root with applications, which then run too
+//! (`scripts/survive-campaign` makes one). `LAMINA_OLD_BIN` is the other build.
+//!
+//! With `SNAPSHOTTER=overlayfs` containerd is killed instead, and nobody notices: a failure there
+//! is one of the load itself.
+
+mod applications;
+mod leaks;
+mod moments;
+mod pauses;
+mod program;
+mod remote;
+mod scene;
+
+use std::env;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::alone;
+use super::harness::{Snapshotter, binary, signal, wait_for};
+use moments::{Moments, number};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use scene::{Scene, report};
+
+/// How long anything may take that the daemon does by itself.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How often a container of a lazy image is replaced by a new one: after so many kills.
+const FRESH: u64 = 10;
+
+#[test]
+fn no_container_notices_that_the_daemon_was_killed() -> Result<()> {
+    killed_under_load("", number("LAMINA_KILLS")?.unwrap_or(20))
+}
+
+#[test]
+fn nor_does_one_whose_data_all_go_through_the_daemon() -> Result<()> {
+    killed_under_load(
+        "passthrough = false\n",
+        number("LAMINA_KILLS")?.unwrap_or(10),
+    )
+}
+
+fn killed_under_load(config: &str, kills: u64) -> Result<()> {
+    let _turn = alone();
+    let mut moments = Moments::new()?;
+    let mut scene = Scene::start(config, moments.seed)?;
+    scene.start_load().with_context(|| scene.told())?;
+    moments.rest();
+    let mut done = 0;
+    while done < kills {
+        moments.rest();
+        let mut kill = moments.kill(&mut scene)?;
+        // A new daemon is killed while it takes over, now and then more than once.
+        while moments.again() && done + kill.times < kills {
+            moments.kill_while_it_starts(&mut scene, &mut kill)?;
+        }
+        scene.wait_ready().with_context(|| moments.told(done))?;
+        let fresh = done / FRESH != (done + kill.times) / FRESH;
+        done += kill.times;
+        scene.look().with_context(|| moments.told(done))?;
+        moments.remember(kill);
+        if fresh {
+            scene.renew_remote().with_context(|| moments.told(done))?;
+        }
+    }
+    if kills == 0 {
+        moments.rest_without_kills();
+    }
+    scene.end_load().with_context(|| moments.told(done))?;
+    report(&format!("{done} kills, seed {}", moments.seed));
+    scene.pauses()?.tell(moments.kills());
+    scene.end().with_context(|| moments.told(done))
+}
+
+#[test]
+fn a_killed_holder_is_replaced_by_another_that_holds_everything() -> Result<()> {
+    if Snapshotter::chosen()? != Snapshotter::Lamina {
+        return Ok(());
+    }
+    let _turn = alone();
+    let mut moments = Moments::new()?;
+    let mut scene = Scene::start("", moments.seed)?;
+    scene.start_load().with_context(|| scene.told())?;
+    for round in 0..number("LAMINA_KILLS")?.map_or(5, |kills| kills.div_ceil(4)) {
+        moments.rest();
+        let old = scene.holder().context("the daemon has no holder")?;
+        signal(old, Signal::KILL);
+        wait_for("another holder comes", LIMIT, || {
+            scene.holder().is_some_and(|new| new != old)
+        })?;
+        moments.rest();
+        scene.look().with_context(|| moments.told(round))?;
+        // The new one has everything: a new daemon goes on with what it gets from there.
+        let kill = moments.kill(&mut scene)?;
+        scene.wait_ready().with_context(|| moments.told(round))?;
+        scene.look().with_context(|| moments.told(round))?;
+        moments.remember(kill);
+    }
+    scene.end_load().with_context(|| moments.told(0))?;
+    scene.pauses()?.tell(moments.kills());
+    scene.end()
+}
+
+#[test]
+fn after_the_death_of_both_everything_synced_is_there() -> Result<()> {
+    if Snapshotter::chosen()? != Snapshotter::Lamina {
+        return Ok(());
+    }
+    let _turn = alone();
+    let mut moments = Moments::new()?;
+    let mut scene = Scene::start("", moments.seed)?;
+    for round in 0..3 {
+        scene.start_durable()?;
+        moments.rest();
+        scene.kill_both()?;
+        let told = scene.wait_failed(LIMIT)?;
+        // A call that was under way, or a later one.
+        let is_abandoned = [Errno::CONNABORTED, Errno::NOTCONN]
+            .iter()
+            .any(|errno| told.contains(&format!("os error {}", errno.raw_os_error())));
+        ensure!(is_abandoned, "round {round}: {told}");
+        scene.begin(&binary()?)?;
+        scene.wait_ready()?;
+        scene.check_durable().with_context(|| moments.told(round))?;
+    }
+    scene.end()
+}
+
+#[test]
+fn no_container_notices_an_upgrade_and_a_downgrade() -> Result<()> {
+    let _turn = alone();
+    let mut moments = Moments::new()?;
+    let mut scene = Scene::start("", moments.seed)?;
+    scene.start_load().with_context(|| scene.told())?;
+    let new = binary()?;
+    let old = env::var_os("LAMINA_OLD_BIN").map_or_else(|| new.clone(), PathBuf::from);
+    for round in 0..number("LAMINA_KILLS")?.map_or(6, |kills| kills.div_ceil(4)) {
+        moments.rest();
+        let stop = moments.stop(&mut scene)?;
+        scene.begin(if round % 2 == 0 { &old } else { &new })?;
+        scene.wait_ready().with_context(|| moments.told(round))?;
+        scene.look().with_context(|| moments.told(round))?;
+        moments.remember(stop);
+    }
+    scene.end_load().with_context(|| moments.told(0))?;
+    scene.pauses()?.tell(moments.kills());
+    scene.end()
+}
