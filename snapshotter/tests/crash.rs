@@ -334,7 +334,7 @@ fn kills_leave_the_store_and_the_disk_agreed() {
         for caller in &mut callers {
             caller.settle(&all, &round);
         }
-        snapshots.close();
+        snapshots.close(false);
         drop(snapshots);
         assert_eq!(check(&root(dir.path())).expect("check"), [], "{round}");
     }
