@@ -91,6 +91,40 @@ fn the_default_configuration_can_be_used() {
 }
 
 #[test]
+fn systemd_accepts_the_unit() {
+    let Ok(version) = Command::new("systemd-analyze").arg("--version").output() else {
+        eprintln!("skipped: there is no systemd-analyze");
+        return;
+    };
+    let version = String::from_utf8(version.stdout).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lamina.service");
+    // It looks whether the program is there.
+    let unit = output(&["config", "systemd"]);
+    let unit = unit.replace("/usr/bin/lamina", env!("CARGO_BIN_EXE_lamina"));
+    fs::write(&file, unit).unwrap();
+    let verified = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(verified.stderr).unwrap();
+    assert!(verified.status.success(), "{said}");
+    let number = version
+        .split(' ')
+        .nth(1)
+        .and_then(|word| word.parse::<u32>().ok());
+    let is_old = number.is_some_and(|number| number < 254);
+    let is_newer_key =
+        |line: &str| line.contains("'RestartSteps'") || line.contains("'RestartMaxDelaySec'");
+    let bad: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("lamina.service") && !(is_old && is_newer_key(line)))
+        .collect();
+    assert!(bad.is_empty(), "{bad:?}");
+}
+
+#[test]
 fn flags_override_the_environment_and_that_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
