@@ -20,7 +20,7 @@ use containerd_snapshots::tonic::transport::{Channel, Endpoint, Uri};
 use containerd_snapshots::tonic::{Code, Status};
 use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
-use lamina_snapshotter::hold;
+use lamina_snapshotter::hold::{self, Keeper};
 use lamina_snapshotter::lazy::keeper;
 use lamina_snapshotter::serve::testing::FakeMounter;
 use lamina_snapshotter::snapshots::Snapshots;
@@ -64,7 +64,10 @@ fn the_daemon() {
         cache: keeper::Limits::default(),
         limits: lamina_fusefs::blob::Limits::default(),
         cri: None,
-        holder: hold::Options::default(),
+        holder: hold::Options {
+            keeper: Keeper::None,
+            ..hold::Options::default()
+        },
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));

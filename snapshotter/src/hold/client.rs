@@ -86,7 +86,8 @@ impl Holder {
     ///
     /// What another keeper has is brought along: a daemon whose descriptors systemd had, and which has
     /// a process of its own now, loses nothing, nor the other way round. To be called once in a
-    /// process, before it starts any program: one that starts before may inherit what systemd passed.
+    /// process, before it starts any program: one that starts before may inherit what systemd passed. And
+    /// hold the root's lock before: whoever comes last is the daemon to a holder.
     pub fn open(options: &Options, address: &Path) -> Result<(Holder, BTreeMap<String, OwnedFd>)> {
         let passed =
             systemd::take().map_err(Error::io("cannot take what systemd keeps for", address))?;
