@@ -286,6 +286,39 @@ fn mount_says_what_is_wrong() {
 }
 
 #[test]
+fn systemd_is_told_that_the_daemon_is_ready_and_alive() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let systemd = std::os::unix::net::UnixDatagram::bind(path("notify")).unwrap();
+    let patience = std::time::Duration::from_secs(20);
+    systemd.set_read_timeout(Some(patience)).unwrap();
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_lamina"))
+        .args(["serve", "--holder", "none", "--root"])
+        .arg(path("root"))
+        .arg("--address")
+        .arg(path("lamina.sock"))
+        .env("NOTIFY_SOCKET", path("notify"))
+        .env("WATCHDOG_USEC", "200000")
+        .env_remove("WATCHDOG_PID")
+        .spawn()
+        .unwrap();
+    let mut wanted = vec!["READY=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"];
+    while !wanted.is_empty() {
+        let mut text = [0; 512];
+        let length = systemd.recv(&mut text).expect("told in time");
+        let text = String::from_utf8_lossy(&text[..length]);
+        if let Some(place) = wanted
+            .iter()
+            .position(|word| text.lines().any(|line| line == *word))
+        {
+            wanted.remove(place);
+        }
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+#[test]
 fn an_open_umask_opens_nothing() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::TempDir::new().expect("tempdir");

@@ -46,7 +46,8 @@ pub(super) struct Link(OwnedFd);
 impl Place {
     pub(super) fn new(address: PathBuf, patience: Duration, program: PathBuf) -> Place {
         Place {
-            address,
+            // A holder has another working directory than the daemon.
+            address: std::path::absolute(&address).unwrap_or(address),
             patience,
             program,
             children: Vec::new(),
