@@ -20,7 +20,7 @@ use containerd_snapshots::tonic::transport::{Channel, Endpoint, Uri};
 use containerd_snapshots::tonic::{Code, Status};
 use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
-use lamina_snapshotter::hold;
+use lamina_snapshotter::hold::{self, Keeper};
 use lamina_snapshotter::lazy::keeper;
 use lamina_snapshotter::serve::testing::FakeMounter;
 use lamina_snapshotter::snapshots::Snapshots;
@@ -65,7 +65,7 @@ fn the_daemon() {
         limits: lamina_fusefs::blob::Limits::default(),
         cri: None,
         holder: hold::Options {
-            keeper: hold::Keeper::None,
+            keeper: Keeper::None,
             ..hold::Options::default()
         },
     };

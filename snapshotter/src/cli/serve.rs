@@ -1,6 +1,7 @@
 //! `lamina serve`: configuration, logging and signals around the daemon.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -9,6 +10,7 @@ use lamina_snapshotter::config::{Config, LogFormat};
 use lamina_snapshotter::daemon::{self, ServeOptions, Stop};
 use lamina_snapshotter::hold::Keeper;
 use lamina_snapshotter::upper_mode::UpperMode;
+use lamina_snapshotter::watchdog::{self, Watchdog};
 use sd_notify::NotifyState;
 
 use super::{PlaceArgs, logging, signals};
@@ -20,6 +22,9 @@ const EXAMPLES: &str = "Examples:
 
 Flags override the environment, and that overrides the configuration file
 (`lamina config default` prints one). SIGTERM and ctrl-C stop the daemon.";
+
+/// How long the runtime may take to run something before it counts as stuck.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Arguments of `lamina serve`.
 #[derive(Args, Debug)]
@@ -148,6 +153,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    let handle = runtime.handle().clone();
+    let _dog = Watchdog::start(move || watchdog::is_running(&handle, ANSWER))
+        .context("cannot start the watchdog's thread")?;
     runtime.block_on(async {
         let stop = signals::stop()?;
         let shutdown = async {

@@ -23,6 +23,9 @@ const GOOD: Duration = Duration::from_secs(30);
 /// twice as long each time, up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
+/// How long a daemon that ends waits for a holder that is just being replaced.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// How often systemd is told again what it could not be told.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -44,7 +47,7 @@ struct Shared {
     /// Held over every message, so that messages have the order of the table's changes, and another
     /// holder gets the table as it is.
     state: Mutex<State>,
-    /// This process leaves, or something could not be told.
+    /// This process leaves, something could not be told, or all of it is told again.
     changed: Condvar,
 }
 
@@ -83,7 +86,8 @@ impl Holder {
     ///
     /// What another keeper has is brought along: a daemon whose descriptors systemd had, and which has
     /// a process of its own now, loses nothing, nor the other way round. To be called once in a
-    /// process, before it starts any program: one that starts before may inherit what systemd passed.
+    /// process, before it starts any program: one that starts before may inherit what systemd passed. And
+    /// hold the root's lock before: whoever comes last is the daemon to a holder.
     pub fn open(options: &Options, address: &Path) -> Result<(Holder, BTreeMap<String, OwnedFd>)> {
         let passed =
             systemd::take().map_err(Error::io("cannot take what systemd keeps for", address))?;
@@ -234,6 +238,12 @@ impl Holder {
         }
     }
 
+    /// Whether everything is kept that should be: there is a holder, and it was told.
+    pub fn is_well(&self) -> bool {
+        let shared = self.shared.as_ref();
+        shared.is_none_or(|shared| shared.state.lock().kept.is_well())
+    }
+
     /// Releases everything: the daemon leaves, and there is nothing for the next one. A process that
     /// was the holder ends then.
     pub fn end(&self) {
@@ -263,6 +273,11 @@ impl Drop for Holder {
     fn drop(&mut self) {
         if let Some(shared) = &self.shared {
             let mut state = shared.state.lock();
+            let until = Instant::now() + FAREWELL;
+            // Else the next daemon would find a holder without anything.
+            while !state.is_leaving && !state.kept.is_well() && Instant::now() < until {
+                shared.changed.wait_until(&mut state, until);
+            }
             state.is_leaving = true;
             if let Kept::ByProcess(link) = &mut state.kept
                 && let Some(link) = link.take()
@@ -295,6 +310,13 @@ impl Shared {
 }
 
 impl Kept {
+    fn is_well(&self) -> bool {
+        match self {
+            Kept::ByProcess(link) => link.is_some(),
+            Kept::BySystemd(store) => !store.is_behind(),
+        }
+    }
+
     fn release(&mut self, name: &str) -> bool {
         match self {
             Kept::ByProcess(link) => say(link, &Request::Release(name), None),
@@ -376,6 +398,7 @@ fn another(shared: &Shared, place: &mut Place, pause: &mut Duration) -> Option<A
         match renewed {
             Ok(link) => {
                 state.kept = Kept::ByProcess(Some(Arc::clone(&link)));
+                shared.changed.notify_all();
                 tracing::info!(descriptors = state.table.len(), "there is a holder again");
                 return Some(link);
             }
@@ -390,14 +413,20 @@ fn another(shared: &Shared, place: &mut Place, pause: &mut Duration) -> Option<A
 /// Tells systemd again what it could not be told.
 fn tell_systemd(shared: &Shared) {
     let mut state = shared.state.lock();
+    let mut was_behind = false;
     while !state.is_leaving {
         let State { table, kept, .. } = &mut *state;
         let is_behind = match kept {
             Kept::BySystemd(store) if store.is_behind() => !store.tell_again(table),
             _ => false,
         };
+        if is_behind && !was_behind {
+            tracing::warn!("systemd does not take what it is told; trying again until it does");
+        }
+        was_behind = is_behind;
+        // Whoever waits for it to be told.
+        shared.changed.notify_all();
         if is_behind {
-            tracing::warn!("systemd does not take descriptors at the moment; trying again");
             shared.changed.wait_for(&mut state, AGAIN);
         } else {
             shared.changed.wait(&mut state);

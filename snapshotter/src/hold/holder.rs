@@ -31,6 +31,9 @@ const MAX_TURN: usize = 4096;
 /// Descriptors that the holder needs for itself and its connections.
 const OWN_DESCRIPTORS: u64 = 64;
 
+/// How long it waits for its first daemon.
+const START: Duration = Duration::from_secs(30);
+
 /// How long a new connection may say nothing when the patience is at its end.
 const MANNERS: Duration = Duration::from_secs(1);
 
@@ -317,7 +320,10 @@ impl Hold {
 
     /// How long it still waits for a daemon.
     fn left(&self) -> Duration {
-        let left = self.patience.saturating_sub(self.alone_since.elapsed());
+        // Whoever started it may be gone.
+        let start = if self.was_used { Duration::MAX } else { START };
+        let patience = self.patience.min(start);
+        let left = patience.saturating_sub(self.alone_since.elapsed());
         if self.peers.is_empty() {
             return left;
         }

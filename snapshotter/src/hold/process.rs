@@ -36,8 +36,8 @@ pub(super) struct Place {
     pub(super) address: PathBuf,
     pub(super) patience: Duration,
     pub(super) program: PathBuf,
-    /// The last one that was started from here.
-    child: Option<Child>,
+    /// Those that were started from here and may be running, the last one at the end.
+    children: Vec<Child>,
 }
 
 /// A connection to a holder.
@@ -46,10 +46,11 @@ pub(super) struct Link(OwnedFd);
 impl Place {
     pub(super) fn new(address: PathBuf, patience: Duration, program: PathBuf) -> Place {
         Place {
-            address,
+            // A holder has another working directory than the daemon.
+            address: std::path::absolute(&address).unwrap_or(address),
             patience,
             program,
-            child: None,
+            children: Vec::new(),
         }
     }
 
@@ -60,10 +61,11 @@ impl Place {
         is_wanted: impl Fn() -> bool,
         ask: impl Fn(&Link) -> Result<T, Errno>,
     ) -> Result<(Link, T)> {
-        let failed =
-            |error: io::Error| Error::io("cannot reach the holder on", &self.address)(error);
+        let address = self.address.clone();
+        let failed = |error: io::Error| Error::io("cannot reach the holder on", &address)(error);
         let begin = Instant::now();
         let mut last = Errno::TIMEDOUT;
+        let mut has_started = false;
         while is_wanted() && begin.elapsed() < START {
             let answered = Link::connect(&self.address).and_then(|link| {
                 link.say(&Request::Patience(self.patience), None)?;
@@ -73,17 +75,25 @@ impl Place {
             match answered {
                 Ok(reached) => return Ok(reached),
                 // Nobody listens.
-                Err(Errno::NOENT | Errno::CONNREFUSED) => match Self::ended(&mut self.child) {
+                Err(Errno::NOENT | Errno::CONNREFUSED) if !has_started => {
+                    self.reap();
+                    let child = self.start().map_err(failed)?;
+                    self.children.push(child);
+                    has_started = true;
+                }
+                // Nobody does yet.
+                Err(Errno::NOENT | Errno::CONNREFUSED) => match self.ended() {
                     Some(status) if !status.success() => {
                         let text = format!("it ended at once: {status}");
                         return Err(failed(io::Error::other(text)));
                     }
-                    Some(_) => {}
-                    None if self.child.is_some() => {}
-                    None => self.child = Some(Self::start(self).map_err(failed)?),
+                    Some(_) => has_started = false,
+                    None => {}
                 },
                 // It ended, or took another for the daemon, while it was asked.
                 Err(errno @ (Errno::PIPE | Errno::CONNRESET)) => last = errno,
+                // It does not answer.
+                Err(Errno::AGAIN) => return Err(failed(Errno::TIMEDOUT.into())),
                 Err(errno) => return Err(failed(errno.into())),
             }
             thread::sleep(LOOK);
@@ -92,10 +102,16 @@ impl Place {
     }
 
     /// What became of the last child, once it is over.
-    fn ended(child: &mut Option<Child>) -> Option<ExitStatus> {
-        let status = child.as_mut()?.try_wait().ok()??;
-        *child = None;
+    fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.children.last_mut()?.try_wait().ok()??;
+        self.children.pop();
         Some(status)
+    }
+
+    /// Forgets those that are over.
+    fn reap(&mut self) {
+        let is_over = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
+        self.children.retain_mut(|child| !is_over(child));
     }
 
     fn start(&self) -> io::Result<Child> {

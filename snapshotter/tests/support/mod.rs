@@ -21,7 +21,7 @@ use containerd_snapshots::tonic::transport::{Channel, Endpoint, Uri};
 use lamina_snapshotter::Error;
 use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
-use lamina_snapshotter::hold;
+use lamina_snapshotter::hold::{self, Keeper};
 use lamina_snapshotter::lazy::keeper;
 use lamina_snapshotter::serve::Mounter;
 use lamina_snapshotter::serve::testing::FakeMounter;
@@ -54,7 +54,7 @@ pub fn options(dir: &Path) -> ServeOptions {
         limits: lamina_fusefs::blob::Limits::default(),
         cri: None,
         holder: hold::Options {
-            keeper: hold::Keeper::None,
+            keeper: Keeper::None,
             ..hold::Options::default()
         },
     }
