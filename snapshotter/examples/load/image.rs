@@ -87,7 +87,7 @@ fn read(path: &Path, name: &str, random: &mut Rng) -> Result<()> {
     let what = path.display().to_string();
     let mut file = File::open(path).with_context(|| format!("opening {what}"))?;
     let slow = random.u32(..30) == 0;
-    let (mut found, mut piece) = (Vec::new(), [0; 1 << 15]);
+    let (mut found, mut piece) = (Vec::new(), vec![0; 1 << 15]);
     loop {
         let count = file
             .read(&mut piece)

@@ -5,7 +5,8 @@
 //! build. `LAMINA_KILLS` says how often (0: the load alone), `LAMINA_SEED` repeats a run as far as
 //! chance lets it, `LAMINA_CROWD` is the number of containers that measure pauses, and
 //! `LAMINA_DEBIAN` names an archive of a Debian root with applications, which then run too
-//! (`scripts/survive-campaign` makes one). `LAMINA_OLD_BIN` is the other build.
+//! (`scripts/survive-campaign` makes one). `LAMINA_OLD_BIN` is the other build. `LAMINA_KEEP` is a
+//! directory for the daemon's log and for what the containers have written, if one fails.
 //!
 //! With `SNAPSHOTTER=overlayfs` containerd is killed instead, and nobody notices: a failure there
 //! is one of the load itself.
@@ -27,6 +28,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::alone;
 use super::harness::{Snapshotter, binary, signal, wait_for};
 use moments::{Moments, number};
+use pauses::Pauses;
 use rustix::io::Errno;
 use rustix::process::Signal;
 use scene::{Scene, report};
@@ -35,6 +37,9 @@ use scene::{Scene, report};
 const LIMIT: Duration = Duration::from_secs(30);
 /// How often a container of a lazy image is replaced by a new one: after so many kills.
 const FRESH: u64 = 10;
+/// All containers are replaced by new ones after so many: there is no end of files that are copied
+/// up for the first time, and what is left behind shows early.
+const ROUND: u64 = 100;
 
 #[test]
 fn no_container_notices_that_the_daemon_was_killed() -> Result<()> {
@@ -52,33 +57,47 @@ fn nor_does_one_whose_data_all_go_through_the_daemon() -> Result<()> {
 fn killed_under_load(config: &str, kills: u64) -> Result<()> {
     let _turn = alone();
     let mut moments = Moments::new()?;
+    let mut pauses = Pauses::default();
     let mut scene = Scene::start(config, moments.seed)?;
-    scene.start_load().with_context(|| scene.told())?;
-    moments.rest();
     let mut done = 0;
-    while done < kills {
-        moments.rest();
-        let mut kill = moments.kill(&mut scene)?;
-        // A new daemon is killed while it takes over, now and then more than once.
-        while moments.again() && done + kill.times < kills {
-            moments.kill_while_it_starts(&mut scene, &mut kill)?;
+    loop {
+        scene.start_load().with_context(|| scene.told())?;
+        if kills == 0 {
+            moments::rest_without_kills()?;
         }
-        scene.wait_ready().with_context(|| moments.told(done))?;
-        let fresh = done / FRESH != (done + kill.times) / FRESH;
-        done += kill.times;
-        scene.look().with_context(|| moments.told(done))?;
-        moments.remember(kill);
-        if fresh {
-            scene.renew_remote().with_context(|| moments.told(done))?;
+        let end = kills.min(done + ROUND);
+        while done < end {
+            let killed = kill_once(&mut scene, &mut moments, end - done);
+            let before = done;
+            done += killed.with_context(|| moments.told(before))?;
+            if done < end && before / FRESH != done / FRESH {
+                scene.renew_remote().with_context(|| moments.told(done))?;
+            }
         }
+        scene.end_load().with_context(|| moments.told(done))?;
+        report(&format!("{done} kills, seed {}", moments.seed));
+        scene.tell()?;
+        pauses.add(scene.outside(), &moments.take())?;
+        if done >= kills {
+            break;
+        }
+        scene.is_clean().with_context(|| moments.told(done))?;
     }
-    if kills == 0 {
-        moments.rest_without_kills();
-    }
-    scene.end_load().with_context(|| moments.told(done))?;
-    report(&format!("{done} kills, seed {}", moments.seed));
-    scene.pauses()?.tell(moments.kills());
+    pauses.tell();
     scene.end().with_context(|| moments.told(done))
+}
+
+/// One death of a daemon, or several (at most so many) before one answers again.
+fn kill_once(scene: &mut Scene, moments: &mut Moments, most: u64) -> Result<u64> {
+    moments.rest();
+    let mut kill = moments::kill(scene)?;
+    while kill.times < most && moments.again() {
+        moments.kill_while_it_starts(scene, &mut kill)?;
+    }
+    scene.wait_ready()?;
+    scene.look()?;
+    moments.remember(kill);
+    Ok(kill.times)
 }
 
 #[test]
@@ -100,13 +119,13 @@ fn a_killed_holder_is_replaced_by_another_that_holds_everything() -> Result<()> 
         moments.rest();
         scene.look().with_context(|| moments.told(round))?;
         // The new one has everything: a new daemon goes on with what it gets from there.
-        let kill = moments.kill(&mut scene)?;
+        let kill = moments::kill(&mut scene)?;
         scene.wait_ready().with_context(|| moments.told(round))?;
         scene.look().with_context(|| moments.told(round))?;
         moments.remember(kill);
     }
     scene.end_load().with_context(|| moments.told(0))?;
-    scene.pauses()?.tell(moments.kills());
+    tell(&scene, &mut moments)?;
     scene.end()
 }
 
@@ -145,13 +164,22 @@ fn no_container_notices_an_upgrade_and_a_downgrade() -> Result<()> {
     let old = env::var_os("LAMINA_OLD_BIN").map_or_else(|| new.clone(), PathBuf::from);
     for round in 0..number("LAMINA_KILLS")?.map_or(6, |kills| kills.div_ceil(4)) {
         moments.rest();
-        let stop = moments.stop(&mut scene)?;
-        scene.begin(if round % 2 == 0 { &old } else { &new })?;
+        let binary = if round % 2 == 0 { &old } else { &new };
+        let stop = moments::replace(&mut scene, binary)?;
         scene.wait_ready().with_context(|| moments.told(round))?;
         scene.look().with_context(|| moments.told(round))?;
         moments.remember(stop);
     }
     scene.end_load().with_context(|| moments.told(0))?;
-    scene.pauses()?.tell(moments.kills());
+    tell(&scene, &mut moments)?;
     scene.end()
+}
+
+/// What the containers have done and measured.
+fn tell(scene: &Scene, moments: &mut Moments) -> Result<()> {
+    scene.tell()?;
+    let mut pauses = Pauses::default();
+    pauses.add(scene.outside(), &moments.take())?;
+    pauses.tell();
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Applications of a Debian root: PostgreSQL, SQLite, git, and fsx. Each verifies itself.
+//! Applications of a Debian root: two databases, git, and fsx. Each verifies itself.
 
 use std::env;
 use std::fs;

@@ -1,8 +1,9 @@
 //! When the daemon dies: at random moments, and what is remembered of each.
 
-use std::env;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{env, mem};
 
 use anyhow::{Context as _, Result};
 use fastrand::Rng;
@@ -56,30 +57,6 @@ impl Moments {
         thread::sleep(Duration::from_secs_f64(REST * self.random.f64().powi(2)));
     }
 
-    pub(super) fn rest_without_kills(&self) {
-        thread::sleep(
-            number("LAMINA_SECONDS")
-                .ok()
-                .flatten()
-                .map_or(NO_KILLS, Duration::from_secs),
-        );
-    }
-
-    /// Kills the daemon, and starts another at once.
-    pub(super) fn kill(&mut self, scene: &mut Scene) -> Result<Kill> {
-        let at = now();
-        scene.kill();
-        scene.begin(&binary()?)?;
-        Ok(Kill { at, times: 1 })
-    }
-
-    /// Stops the daemon as an administrator does.
-    pub(super) fn stop(&mut self, scene: &mut Scene) -> Result<Kill> {
-        let at = now();
-        scene.stop_snapshotter()?;
-        Ok(Kill { at, times: 1 })
-    }
-
     /// Whether the new daemon is to die before it answers.
     pub(super) fn again(&mut self) -> bool {
         self.random.u64(..AGAIN) == 0
@@ -100,12 +77,36 @@ impl Moments {
         self.kills.push(kill);
     }
 
-    pub(super) fn kills(&self) -> &[Kill] {
-        &self.kills
+    /// The deaths that have not been asked for yet.
+    pub(super) fn take(&mut self) -> Vec<Kill> {
+        mem::take(&mut self.kills)
     }
 }
 
-pub(super) fn now() -> Micros {
+/// Kills the daemon, and starts another at once.
+pub(super) fn kill(scene: &mut Scene) -> Result<Kill> {
+    let at = now();
+    scene.kill();
+    scene.begin(&binary()?)?;
+    Ok(Kill { at, times: 1 })
+}
+
+/// Stops the daemon as an administrator does, and starts another.
+pub(super) fn replace(scene: &mut Scene, binary: &Path) -> Result<Kill> {
+    let at = now();
+    scene.stop_snapshotter()?;
+    scene.begin(binary)?;
+    Ok(Kill { at, times: 1 })
+}
+
+/// Lets the load go on where nobody is killed.
+pub(super) fn rest_without_kills() -> Result<()> {
+    let seconds = number("LAMINA_SECONDS")?;
+    thread::sleep(seconds.map_or(NO_KILLS, Duration::from_secs));
+    Ok(())
+}
+
+fn now() -> Micros {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.unwrap_or_default().as_micros()
 }

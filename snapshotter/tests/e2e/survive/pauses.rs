@@ -11,62 +11,83 @@ use super::scene::report;
 /// What begins so long after a death has nothing to do with it.
 const AFTER: Micros = 5_000_000;
 
-/// The slow calls of each container that measures: when it began and how long it took.
-pub(super) struct Pauses(Vec<Vec<(Micros, Micros)>>);
+/// The longest call after each death.
+#[derive(Default)]
+pub(super) struct Pauses {
+    alone: Longest,
+    /// Daemons were killed before they answered.
+    several: Longest,
+}
+
+#[derive(Default)]
+struct Longest {
+    each: Vec<Micros>,
+    slowest: Vec<Micros>,
+}
+
+/// The slow calls of one container: when each began and how long it took.
+type Calls = Vec<(Micros, Micros)>;
 
 impl Pauses {
-    pub(super) fn read(dir: &Path) -> Result<Pauses> {
-        let mut all = Vec::new();
-        for entry in fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path
-                .extension()
-                .is_none_or(|extension| extension != "pauses")
-            {
-                continue;
-            }
-            let text = fs::read_to_string(&path)?;
-            let parse = |line: &str| {
-                let (at, took) = line.split_once(' ')?;
-                Some((at.parse().ok()?, took.parse().ok()?))
+    /// Adds what the containers have written there, who have seen these deaths.
+    pub(super) fn add(&mut self, dir: &Path, kills: &[Kill]) -> Result<()> {
+        let containers = read(dir)?;
+        for (number, kill) in kills.iter().enumerate() {
+            let next = kills.get(number + 1).map_or(Micros::MAX, |next| next.at);
+            let until = next.min(kill.at + AFTER);
+            let found = containers
+                .iter()
+                .map(|calls| longest(calls, kill.at, until));
+            let found: Vec<_> = found.collect();
+            let kept = if kill.times == 1 {
+                &mut self.alone
+            } else {
+                &mut self.several
             };
-            let parsed: Option<Vec<_>> = text.lines().map(parse).collect();
-            all.push(parsed.with_context(|| path.display().to_string())?);
+            kept.slowest.extend(found.iter().max());
+            kept.each.extend(found);
         }
-        Ok(Pauses(all))
+        Ok(())
     }
 
-    /// Prints how long the longest call took after each death: of each container, and of the one
-    /// that waited longest. Daemons that were killed before they answered are on a line of their own.
-    pub(super) fn tell(&self, kills: &[Kill]) {
-        for (kind, many) in [
-            ("one death", false),
-            ("several before a daemon answered", true),
-        ] {
-            let (mut each, mut slowest) = (Vec::new(), Vec::new());
-            for (number, kill) in kills.iter().enumerate() {
-                if (kill.times > 1) != many {
-                    continue;
+    /// Prints them: of each container, and of the one that waited longest.
+    pub(super) fn tell(self) {
+        let kinds = [
+            ("one death", self.alone),
+            ("several before a daemon answered", self.several),
+        ];
+        for (kind, found) in kinds {
+            for (who, values) in [
+                ("each container", found.each),
+                ("the slowest", found.slowest),
+            ] {
+                if !values.is_empty() {
+                    report(&format!("pauses, {kind}, of {who}: {}", spread(values)));
                 }
-                let next = kills.get(number + 1).map_or(Micros::MAX, |next| next.at);
-                let until = next.min(kill.at + AFTER);
-                let longest = self.0.iter().map(|calls| longest(calls, kill.at, until));
-                let longest: Vec<_> = longest.collect();
-                slowest.extend(longest.iter().max());
-                each.extend(longest);
-            }
-            if !slowest.is_empty() {
-                report(&format!(
-                    "pauses, {kind}, of each container: {}",
-                    spread(each)
-                ));
-                report(&format!(
-                    "pauses, {kind}, of the slowest: {}",
-                    spread(slowest)
-                ));
             }
         }
     }
+}
+
+fn read(dir: &Path) -> Result<Vec<Calls>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "pauses")
+        {
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        let parse = |line: &str| {
+            let (at, took) = line.split_once(' ')?;
+            Some((at.parse().ok()?, took.parse().ok()?))
+        };
+        let parsed: Option<Calls> = text.lines().map(parse).collect();
+        all.push(parsed.with_context(|| path.display().to_string())?);
+    }
+    Ok(all)
 }
 
 /// The longest of the calls that were under way at some time between these two; 0: none was slow.

@@ -1,9 +1,10 @@
 //! The containers under load, and whoever serves their roots.
 
-use std::fs;
 use std::io::{Write as _, stderr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lamina_snapshotter::upper_mode::UpperMode;
@@ -11,15 +12,16 @@ use rustix::process::Signal;
 
 use super::leaks::Before;
 use super::moments::number;
-use super::pauses::Pauses;
 use super::remote::{self, Remote};
 use super::{applications, program};
-use crate::harness::{Daemon, Host, IMAGE, signal, wait_for};
+use crate::harness::{Daemon, Host, IMAGE, output, signal, wait_for};
 
 /// How long the load may take to look at everything for the last time.
 const LAST_LOOK: Duration = Duration::from_mins(5);
 /// How long the load may take until it runs.
 const START_LIMIT: Duration = Duration::from_mins(1);
+/// Of the daemon's log, in a failure.
+const LOG_LINES: usize = 20;
 /// Containers that measure pauses, if nobody says how many.
 const CROWD: u64 = 5;
 
@@ -132,12 +134,46 @@ impl Scene {
         self.look()
     }
 
+    /// What each container has done, in its own words.
+    pub(super) fn tell(&self) -> Result<()> {
+        let mut logs: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(&self.outside)? {
+            logs.push(entry?.path());
+        }
+        logs.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.sort();
+        for path in logs {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let text = fs::read_to_string(&path)?;
+            let last = text.lines().last().unwrap_or_default();
+            if !name.starts_with("probe") {
+                report(&format!("{name}: {last}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Fails if somebody has noticed anything.
     pub(super) fn look(&self) -> Result<()> {
-        match self.failures() {
-            Some(told) => bail!("{told}"),
-            None => Ok(()),
+        let Some(told) = self.failures() else {
+            return Ok(());
+        };
+        let log = self.host.lamina.as_ref().map(Daemon::log);
+        if let Some(dir) = env::var_os("LAMINA_KEEP") {
+            let mut command = Command::new("cp");
+            command
+                .args(["-r", "--"])
+                .arg(&self.outside)
+                .args(&log)
+                .arg(dir);
+            output(&mut command)?;
         }
+        let log = log
+            .and_then(|log| fs::read_to_string(log).ok())
+            .unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        bail!("{told}\nthe end of the daemon's log:\n{end}")
     }
 
     fn failures(&self) -> Option<String> {
@@ -168,13 +204,19 @@ impl Scene {
         tasks.unwrap_or_else(|error| error.to_string())
     }
 
-    pub(super) fn pauses(&self) -> Result<Pauses> {
-        Pauses::read(&self.outside)
+    /// Where the containers have written what they measured.
+    pub(super) fn outside(&self) -> &Path {
+        &self.outside
+    }
+
+    /// Nothing is left of containers that have gone.
+    pub(super) fn is_clean(&self) -> Result<()> {
+        self.before.compare(&self.host)
     }
 
     /// Nothing is left of all that, and the daemon ends as it should.
     pub(super) fn end(self) -> Result<()> {
-        self.before.compare(&self.host)?;
+        self.is_clean()?;
         self.host.stop()
     }
 

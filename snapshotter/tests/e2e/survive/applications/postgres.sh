@@ -17,10 +17,11 @@ while :; do
         FROM pgbench_branches UNION ALL SELECT coalesce(sum(delta), 0) FROM pgbench_history) sums")
     [ "$sums" = 1 ] || { echo "the balances have $sums different sums"; exit 1; }
     # What the server itself has complained of: pgbench would not always see it.
-    ! grep -E 'PANIC|FATAL|ERROR|WARNING' "$socket/log"
+    if grep -E 'PANIC|FATAL|ERROR|WARNING' "$socket/log"; then exit 1; fi
     [ ! -e /outside/stop ] || break
 done
 as pg_amcheck --heapallindexed --parent-check --install-missing postgres
-echo "$(sql 'SELECT count(*) FROM pgbench_history') transactions"
+count=$(sql 'SELECT count(*) FROM pgbench_history')
 as pg_ctl stop -s -w -m fast -D "$data"
 as pg_checksums --check -D "$data"
+echo "$count transactions"
