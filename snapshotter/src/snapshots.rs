@@ -330,7 +330,7 @@ impl Snapshots {
         let record = Record {
             parent: chain.first().map(|_| parent.to_owned()),
             labels: labels.clone(),
-            upper: upper_of_new(kind, key, labels, self.upper)?,
+            upper: upper_of_new(kind, key, labels, self.upper, lazy)?,
             lazy,
             ..Record::unsaved(self.store.allocate(), kind)
         };
@@ -525,12 +525,19 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Who will hold the upper of a new snapshot, if it is a container's; of no other it is said.
-fn upper_of_new(kind: Kind, key: &str, labels: &Labels, default: UpperMode) -> Result<UpperMode> {
-    if kind == Kind::Active && !mounts::is_extract(key) {
-        UpperMode::of_new(labels, default)
-    } else {
-        Ok(UpperMode::default())
+/// Who will hold the upper of a new snapshot, if it is a container's; of no other it is said, but that
+/// a layer which is unpacked above lazy ones stands on an image mount as the kernel's uppers do.
+fn upper_of_new(
+    kind: Kind,
+    key: &str,
+    labels: &Labels,
+    default: UpperMode,
+    lazy: bool,
+) -> Result<UpperMode> {
+    match (kind, mounts::is_extract(key)) {
+        (Kind::Active, false) => UpperMode::of_new(labels, default),
+        (Kind::Active, true) if lazy => Ok(UpperMode::Kernel),
+        _ => Ok(UpperMode::default()),
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) struct FileHandleState {
     pub(crate) writable: bool,
     /// Whether a program runs from it (execve(2) opened it).
     pub(crate) runs: bool,
+    /// Whether each write comes to us, whatever the kernel does with other files.
+    pub(crate) writes_need_us: bool,
 }
 
 /// All open handles of one union.

@@ -556,12 +556,16 @@ impl Filesystem for Handler {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let kill_suidgid = self.takes_set_id_away(req, write_flags);
-        let written = || self.union.write(handle(fh), offset, data, kill_suidgid);
+        let written = || {
+            let count = self.union.write(handle(fh), offset, data, kill_suidgid)?;
+            self.union.written(handle(fh), open_flags(flags))?;
+            Ok(count)
+        };
         answer(
             self.asked(Operation::Write),
             ino,

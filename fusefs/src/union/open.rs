@@ -173,11 +173,13 @@ impl Union {
             state.running += u32::from(runs);
             state.backing = Arc::downgrade(&backing);
         }
+        let writes_need_us = writes(flags) && mode & 0o6000 != 0;
         let fh = self.handles.insert(FileHandleState {
             node: Arc::clone(node),
             backing: Arc::clone(&backing),
             writable: above,
             runs,
+            writes_need_us,
         });
         self.note(|| Entry::Open {
             fh,
@@ -188,7 +190,7 @@ impl Union {
         Ok(Some(Opened {
             fh,
             backing,
-            writes_need_us: writes(flags) && mode & 0o6000 != 0,
+            writes_need_us,
             copied_up: false,
         }))
     }
@@ -235,6 +237,16 @@ impl Union {
             }
             file.backing.write(offset, data)
         })
+    }
+
+    /// Makes durable what was just written with `O_SYNC` or `O_DSYNC`, if the kernel does not see to it: it
+    /// asks for an fsync after a write to its cache, and syncs the file itself with passthrough, but
+    /// does neither for writes that need us ([`Opened::writes_need_us`]).
+    pub fn written(&self, fh: Fh, flags: OFlags) -> Result<()> {
+        if flags.contains(OFlags::DSYNC) && self.with_file(fh, |file| Ok(file.writes_need_us))? {
+            return self.fsync(fh, !flags.contains(OFlags::SYNC));
+        }
+        Ok(())
     }
 
     /// Makes a file durable (`datasync`: its data and what is needed to read it, which after a
