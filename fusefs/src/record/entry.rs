@@ -72,12 +72,14 @@ pub(crate) enum Entry {
     Succeed(NodeId, NodeId),
     /// Where the image has a node's file: it may soon be found by no name.
     Image(NodeId, OsString),
-    /// A handle was opened, on the upper's file (`above`) or on the image's.
+    /// A handle was opened, on the upper's file (`above`) or on the image's; a program `runs` from it, or
+    /// its writes need us.
     Open {
         fh: Fh,
         node: NodeId,
         above: bool,
         runs: bool,
+        writes_need_us: bool,
     },
     /// A handle is about to be closed.
     Close(Fh),
@@ -147,10 +149,12 @@ impl Entry {
                 node,
                 above,
                 runs,
+                writes_need_us,
             } => {
                 to.u64(fh.0);
                 to.u64(node.0);
-                to.u32(u32::from(*above) | u32::from(*runs) << 1);
+                let flags = [*above, *runs, *writes_need_us].map(u32::from);
+                to.u32(flags[0] | flags[1] << 1 | flags[2] << 2);
             }
             Entry::Close(fh) => to.u64(fh.0),
             Entry::Attach(id, number) => {
@@ -226,12 +230,12 @@ impl Entry {
             8 => Entry::Image(from.node()?, from.text()?),
             9 => {
                 let (fh, node, flags) = (Fh(from.u64()?), from.node()?, from.u32()?);
-                let (above, runs) = (flags & 1 != 0, flags & 2 != 0);
                 Entry::Open {
                     fh,
                     node,
-                    above,
-                    runs,
+                    above: flags & 1 != 0,
+                    runs: flags & 2 != 0,
+                    writes_need_us: flags & 4 != 0,
                 }
             }
             10 => Entry::Close(Fh(from.u64()?)),
@@ -428,6 +432,7 @@ pub(super) mod tests {
                 node: NodeId(7),
                 above: true,
                 runs: false,
+                writes_need_us: true,
             },
             Entry::Close(Fh(1)),
             Entry::Attach(NodeId(7), u32::MAX),

@@ -50,6 +50,7 @@ pub(crate) struct HandleState {
     pub(crate) node: NodeId,
     pub(crate) above: bool,
     pub(crate) runs: bool,
+    pub(crate) writes_need_us: bool,
 }
 
 /// What belongs to the last request of a slot.
@@ -125,8 +126,14 @@ impl State {
                 node,
                 above,
                 runs,
+                writes_need_us,
             } => {
-                let handle = HandleState { node, above, runs };
+                let handle = HandleState {
+                    node,
+                    above,
+                    runs,
+                    writes_need_us,
+                };
                 self.handles.insert(fh, handle);
                 self.numbers.fh = self.numbers.fh.max(fh.0);
                 self.note(ticket, |slot| slot.handles.push(fh));
@@ -289,6 +296,7 @@ impl HandleState {
             node: self.node,
             above: self.above,
             runs: self.runs,
+            writes_need_us: self.writes_need_us,
         }
     }
 }

@@ -186,6 +186,7 @@ impl Union {
             node: node.id,
             above,
             runs,
+            writes_need_us,
         });
         Ok(Some(Opened {
             fh,

@@ -414,6 +414,7 @@ impl Revival<'_> {
                 node: Arc::clone(node),
                 writable: handle.above,
                 runs: handle.runs,
+                writes_need_us: handle.writes_need_us,
             };
             self.union.handles.put_back(fh, file);
         }
