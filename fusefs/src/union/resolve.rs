@@ -173,7 +173,7 @@ impl Union {
         Ok(())
     }
 
-    fn image_only_entry(&self, id: ImageId) -> Result<Found> {
+    pub(super) fn image_only_entry(&self, id: ImageId) -> Result<Found> {
         let attr = self.image.attr(id)?;
         if attr.nlink > 1
             && attr.kind != FileKind::Directory

@@ -142,9 +142,6 @@ impl Revival<'_> {
                     return false;
                 };
                 let ino = state.ino;
-                if state.names.contains(to) && !state.names.contains(from) {
-                    return true;
-                }
                 let done = self.at(to).is_some_and(|found| found.attr.ino == ino)
                     && self.at(from).is_none_or(|found| found.attr.ino != ino);
                 if done {
@@ -314,15 +311,21 @@ impl Revival<'_> {
                 state.successor = Some(successor);
                 Some(state)
             }
-            (None, Some(file)) => self.removed(&known, file),
-            // Of a removed file that only the image has, nothing was kept.
-            (None, None) => {
-                let image = self.image_at(&known);
-                image.map(|id| State {
-                    image: Some(id),
-                    ..State::default()
-                })
-            }
+            (None, file) => match self.linked(&known) {
+                Some(state) => {
+                    // Kept for nothing: it has another name yet.
+                    self.pins.extend(file.map(|file| (id, file)));
+                    Some(state)
+                }
+                None => match file {
+                    Some(file) => self.removed(&known, file),
+                    // Of a removed file that only the image has, nothing was kept.
+                    None => self.image_at(&known).map(|id| State {
+                        image: Some(id),
+                        ..State::default()
+                    }),
+                },
+            },
         };
         let Some(state) = state else {
             self.union.note(|| Entry::Gone(id));
@@ -336,6 +339,19 @@ impl Revival<'_> {
         }
         let handles = self.handles.remove(&id).unwrap_or_default();
         self.reopen(&node, &known, handles);
+    }
+
+    /// The state of a file that is known by none of its names, and has others in the image.
+    fn linked(&self, known: &NodeState) -> Option<State> {
+        let found = self.union.image_only_entry(self.image_at(known)?).ok()?;
+        let link = found.link?;
+        let mut state = State {
+            image: found.image,
+            upper: true,
+            ..State::default()
+        };
+        state.set_place(Some(link), None, found.partial.then(Blocks::unloaded));
+        Some(state)
     }
 
     /// The state of a removed file that was kept.
