@@ -28,7 +28,10 @@ impl Error {
             Error::HandedOver | Error::UnknownNode(_) => Errno::STALE,
             Error::UnknownHandle(_) => Errno::BADF,
             // The layer or the index is damaged: the same answer as for a damaged disk.
-            Error::BadLayer { .. } | Error::BadIndex { .. } | Error::Blob { .. } => Errno::IO,
+            Error::BadLayer { .. }
+            | Error::BadIndex { .. }
+            | Error::Blob { .. }
+            | Error::Record { .. } => Errno::IO,
         }
     }
 }

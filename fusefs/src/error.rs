@@ -93,6 +93,14 @@ pub enum Error {
         /// Why.
         flaw: std::sync::Arc<crate::blob::Flaw>,
     },
+    /// A mount can't be taken over from an earlier process.
+    #[error("cannot take over the mount {path}: {flaw}", path = .path.display())]
+    Record {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        flaw: crate::record::Flaw,
+    },
     /// An index can't be used, and has to be made again.
     #[error("index {path}: {flaw}", path = .path.display())]
     BadIndex {

@@ -6,6 +6,7 @@
 //! - [`union`] holds the rules: what a name means when both the image and the upper have it,
 //!   and what a change does to the upper.
 //! - [`inode`] keeps the node table, the open handles and their backing files.
+//! - [`record`] keeps what the next process needs to go on where this one ended.
 //! - [`image`] merges layers to one immutable tree that every container of the image shares.
 //! - [`index`] keeps a layer or an image in one file that is mapped into memory.
 //! - [`layer`] is where a layer's entries and bytes come from.
@@ -14,11 +15,13 @@
 //! - [`check`] looks whether an upper fits its layers, and says what is wrong with it.
 //! - `marks` knows how whiteouts, opaque directories and redirects look on disk.
 //! - [`memory`] gives back what is not needed now.
+//! - [`descriptors`] are got from whoever started the process, and compared.
 //! - `sys` holds the system calls, and the only `unsafe` code.
 //! - [`types`], [`error`] and `errno` are the words that all of them speak.
 
 pub mod blob;
 pub mod check;
+pub mod descriptors;
 mod errno;
 pub mod error;
 #[cfg(fuzzing)]
@@ -30,6 +33,7 @@ pub mod inode;
 pub mod layer;
 mod marks;
 pub mod memory;
+pub mod record;
 pub mod session;
 mod sys;
 pub mod types;

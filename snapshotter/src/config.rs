@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::limits::LimitsConfig;
 use crate::cri;
+use crate::hold::{self, Keeper};
 use crate::lazy::keeper;
 use crate::lazy::profile::Profiles;
 use crate::registry;
@@ -32,6 +33,9 @@ pub const MAX_THREADS: usize = 64;
 
 /// The longest that a container may be made to wait for bytes, in seconds.
 pub const MAX_PATIENCE_SECS: u64 = 3600;
+
+/// The longest that what is kept may wait for the next daemon, in seconds: a day.
+pub const MAX_HOLD_SECS: u64 = 86400;
 
 /// The whole configuration. The text that [`Config::commented`] gives explains each field.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -56,6 +60,10 @@ pub struct Config {
     pub metacopy: bool,
     /// Copy up only the blocks of a large file that are written.
     pub partial_copy_up: bool,
+    /// Who keeps the mounts of running containers while there is no daemon.
+    pub holder: Keeper,
+    /// How long a process does so, in seconds.
+    pub hold_secs: u64,
     /// Layers that are served without being unpacked.
     pub lazy: LazyConfig,
     /// What is logged, and how.
@@ -219,6 +227,8 @@ impl Default for Config {
             index: true,
             metacopy: true,
             partial_copy_up: true,
+            holder: Keeper::default(),
+            hold_secs: hold::DEFAULT_PATIENCE.as_secs(),
             lazy: LazyConfig::default(),
             log: LogConfig::default(),
         }
@@ -294,6 +304,15 @@ impl Config {
         Ok(config)
     }
 
+    /// How descriptors are kept while there is no daemon.
+    pub fn hold(&self) -> hold::Options {
+        hold::Options {
+            keeper: self.holder,
+            patience: Duration::from_secs(self.hold_secs),
+            ..hold::Options::default()
+        }
+    }
+
     /// Checks what types can't say; `origin` is who gave the values, for the error.
     pub fn validate(&self, origin: &Path) -> Result<(), ConfigError> {
         let wrong = |key, problem: String| {
@@ -314,6 +333,13 @@ impl Config {
             return wrong(
                 "threads",
                 format!("must be between 1 and {MAX_THREADS}, not {threads}"),
+            );
+        }
+        if !(1..=MAX_HOLD_SECS).contains(&self.hold_secs) {
+            let seconds = self.hold_secs;
+            return wrong(
+                "hold_secs",
+                format!("must be between 1 and {MAX_HOLD_SECS}, not {seconds}"),
             );
         }
         if !(1..=MAX_PATIENCE_SECS).contains(&self.lazy.patience_secs) {
@@ -428,8 +454,9 @@ fn nearest(key: &str, known: &[String]) -> Option<String> {
 const COMMENTED: &str = r#"# Configuration of `lamina serve`, usually /etc/lamina/config.toml.
 # Every value here is the default. The environment (LAMINA_ROOT, LAMINA_ADDRESS, LAMINA_THREADS,
 # LAMINA_PASSTHROUGH, LAMINA_NO_OPEN, LAMINA_UPPER, LAMINA_INDEX, LAMINA_METACOPY,
-# LAMINA_PARTIAL_COPY_UP, LAMINA_LAZY, LAMINA_LOG_LEVEL, LAMINA_LOG_FORMAT) overrides the file, and
-# flags override both. A key that Lamina does not know is an error.
+# LAMINA_PARTIAL_COPY_UP, LAMINA_HOLDER, LAMINA_HOLD_SECS, LAMINA_LAZY, LAMINA_LOG_LEVEL,
+# LAMINA_LOG_FORMAT) overrides the file, and flags override both. A key that Lamina does not know is
+# an error.
 
 # Where snapshots and their metadata live: a file system with xattrs (ext4, xfs, btrfs), and a
 # directory that only root can enter.
@@ -467,6 +494,16 @@ metacopy = true
 # where the file system can't share blocks (ext4). Until half of it is written, such a file is read
 # and written through Lamina.
 partial_copy_up = true
+
+# Who keeps the mounts of running containers when the daemon dies, until the next one takes them:
+# "systemd" (the unit needs FileDescriptorStoreMax=), "process" (a process of Lamina's own, `lamina hold`),
+# "auto" (systemd, where it says that it does: version 254 and newer, else a process), or "none":
+# containers lose their root then.
+holder = "auto"
+
+# How long such a process waits for the next daemon, 1 to 86400 seconds. Until then a container waits
+# whenever it needs its root; afterwards it gets I/O errors. systemd waits until the service is stopped.
+hold_secs = 300
 
 [lazy]
 # Serve layers without unpacking them, where containerd says which image and layer it is about to
@@ -635,6 +672,11 @@ mod tests {
                 "[lazy]\ncri_socket = \"/run/lamina/lamina.sock\"",
                 "`lazy.cri_socket` must be a socket of its own",
             ),
+            (
+                "hold_secs = 0",
+                "`hold_secs` must be between 1 and 86400, not 0",
+            ),
+            ("holder = \"init\"", "holder = \"init\""),
             ("threads = \"two\"", "threads = \"two\""),
             ("log = 3", "log = 3"),
             (

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use tokio::sync::watch;
 
 use crate::cri;
 use crate::error::{Error, Result};
+use crate::hold;
+use crate::kept::Keeping;
 use crate::lazy::keeper;
 use crate::recover::Report;
 use crate::registry;
@@ -63,6 +66,23 @@ pub struct ServeOptions {
     pub limits: blob::Limits,
     /// The proxy of the CRI's image service; `None`: there is none.
     pub cri: Option<cri::Options>,
+    /// Who keeps what has to outlive this daemon.
+    pub holder: hold::Options,
+}
+
+/// How a daemon stops.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// Another one comes. What containers use is left to it, if somebody keeps it meanwhile.
+    Leave,
+    /// For good: nothing stays mounted.
+    End,
+}
+
+impl From<()> for Stop {
+    fn from((): ()) -> Stop {
+        Stop::End
+    }
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -70,7 +90,7 @@ pub struct ServeOptions {
 pub async fn serve(
     options: ServeOptions,
     ready: impl FnOnce(&ServeOptions) + Send,
-    shutdown: impl Future<Output = ()> + Send,
+    shutdown: impl Future<Output: Into<Stop>> + Send,
 ) -> Result<()> {
     root::raise_descriptor_limit();
     let mut mounter = FuseMounter::new(options.threads, options.passthrough);
@@ -81,6 +101,7 @@ pub async fn serve(
     mounter.registry.clone_from(&options.registry);
     mounter.cache = options.cache.clone();
     mounter.limits = options.limits;
+    mounter.keeping = Keeping::by(options.holder.clone());
     let mounter = Arc::new(mounter);
     serve_with(options, mounter, ready, shutdown).await
 }
@@ -91,29 +112,37 @@ pub async fn serve_with(
     options: ServeOptions,
     mounter: Arc<dyn Mounter>,
     ready: impl FnOnce(&ServeOptions) + Send,
-    shutdown: impl Future<Output = ()> + Send,
+    shutdown: impl Future<Output: Into<Stop>> + Send,
 ) -> Result<()> {
-    // Before the root is touched: a second daemon must not disturb the first.
-    check_address(&options.address)?;
-    if let Some(cri) = &options.cri {
-        check_address(&cri.socket)?;
+    let keeping = Arc::clone(&mounter);
+    let keeping = keeping.keeping();
+    // Before the root is touched: a second daemon must not disturb the first. A socket that was kept
+    // takes connections while there is no daemon; whether it is ours is known when the root is.
+    if keeping.is_none() {
+        check_address(&options.address)?;
+        if let Some(cri) = &options.cri {
+            check_address(&cri.socket)?;
+        }
     }
     let root = options.root.clone();
     let opened = blocking(move || Snapshots::open(&root, mounter)).await?;
     let (snapshots, report) = opened?;
     log(&report);
     let snapshots = Arc::new(snapshots.with_upper(options.upper));
-    let served = match Sockets::bind(&options) {
-        Ok((sockets, listeners)) => {
-            ready(&options);
-            let served = serve_until(Arc::clone(&snapshots), listeners, &options, shutdown).await;
-            drop(sockets);
-            served
+    let (sockets, listeners) = match Sockets::bind(&options, keeping) {
+        Ok(bound) => bound,
+        Err(error) => {
+            blocking(move || snapshots.close(true)).await?;
+            return Err(error);
         }
-        Err(error) => Err(error),
     };
-    blocking(move || snapshots.close()).await?;
-    served
+    ready(&options);
+    let served = serve_until(Arc::clone(&snapshots), listeners, &options, shutdown).await;
+    // What ends with an error is started again.
+    let leave = !matches!(served, Ok(Stop::End));
+    let left = blocking(move || snapshots.close(leave)).await?;
+    sockets.end(left);
+    served.map(drop)
 }
 
 /// Serves until `shutdown` is done, then waits for calls under way, but not for ever.
@@ -121,8 +150,8 @@ async fn serve_until(
     snapshots: Arc<Snapshots>,
     listeners: Listeners,
     options: &ServeOptions,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<()> {
+    shutdown: impl Future<Output: Into<Stop>> + Send,
+) -> Result<Stop> {
     let (stop, stopped) = watch::channel(());
     let signal = || {
         let mut stopped = stopped.clone();
@@ -141,16 +170,16 @@ async fn serve_until(
     };
     let serving = async { tokio::try_join!(containerd, kubelet).map(|_| ()) };
     let mut serving = pin!(serving);
-    tokio::select! {
-        served = &mut serving => return served,
-        () = shutdown => {}
-    }
+    let how = tokio::select! {
+        served = &mut serving => return served.map(|()| Stop::Leave),
+        how = shutdown => how.into(),
+    };
     drop(stop);
     let Ok(served) = tokio::time::timeout(GRACE, serving).await else {
         tracing::warn!("calls were still under way after {GRACE:?}; stopping without them");
-        return Ok(());
+        return Ok(how);
     };
-    served
+    served.map(|()| how)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -183,22 +212,35 @@ struct Listeners {
 
 /// The files of the sockets that are listened on.
 struct Sockets {
-    _own: Socket,
-    _cri: Option<Socket>,
+    own: Socket,
+    cri: Option<Socket>,
 }
 
 impl Sockets {
-    fn bind(options: &ServeOptions) -> Result<(Sockets, Listeners)> {
+    fn bind(options: &ServeOptions, keeping: Option<&Keeping>) -> Result<(Sockets, Listeners)> {
         let cri = options.cri.as_ref();
-        let cri = cri.map(|cri| Socket::bind(&cri.socket)).transpose()?;
+        let cri = cri
+            .map(|cri| Socket::open(&cri.socket, keeping))
+            .transpose()?;
         let (cri_socket, cri) = cri.unzip();
         // The daemon's own last: whoever can connect there finds the other one too.
-        let (own_socket, own) = Socket::bind(&options.address)?;
+        let (own_socket, own) = Socket::open(&options.address, keeping)?;
+        if let Some(keeping) = keeping {
+            keeping.drop_sockets();
+        }
         let sockets = Sockets {
-            _own: own_socket,
-            _cri: cri_socket,
+            own: own_socket,
+            cri: cri_socket,
         };
         Ok((sockets, Listeners { own, cri }))
+    }
+
+    /// Removes the files, unless the sockets were `left` to another daemon.
+    fn end(self, left: bool) {
+        for mut socket in std::iter::once(self.own).chain(self.cri) {
+            socket.stays = left;
+            drop(socket);
+        }
     }
 }
 
@@ -206,9 +248,42 @@ impl Sockets {
 struct Socket {
     path: PathBuf,
     inode: (u64, u64),
+    stays: bool,
 }
 
 impl Socket {
+    /// Goes on with the socket that an earlier daemon left, so that nobody who connects is refused in
+    /// between; or makes a new one. It is kept either way.
+    fn open(path: &Path, keeping: Option<&Keeping>) -> Result<(Socket, UnixListener)> {
+        let file = fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
+        let left = file.ok().and_then(|file| keeping?.take_socket(file));
+        let (socket, listener) = match left {
+            Some(left) => Socket::left(path, left).map_err(Error::io("cannot listen on", path))?,
+            None => Socket::bind(path)?,
+        };
+        if let Some(keeping) = keeping {
+            let copy = listener.as_fd().try_clone_to_owned();
+            let copy = copy.map_err(Error::io("cannot keep the socket", path))?;
+            keeping.keep_socket(socket.inode, copy);
+        }
+        Ok((socket, listener))
+    }
+
+    fn left(path: &Path, left: OwnedFd) -> io::Result<(Socket, UnixListener)> {
+        let listener = StdListener::from(left);
+        listener.set_nonblocking(true)?;
+        Ok((Socket::of(path)?, UnixListener::from_std(listener)?))
+    }
+
+    fn of(path: &Path) -> io::Result<Socket> {
+        let meta = fs::symlink_metadata(path)?;
+        Ok(Socket {
+            path: path.to_owned(),
+            inode: (meta.dev(), meta.ino()),
+            stays: false,
+        })
+    }
+
     /// Listens under a temporary name, closes the file to others, and only then gives it its
     /// name: there is no moment in which others could connect.
     fn bind(path: &Path) -> Result<(Socket, UnixListener)> {
@@ -230,12 +305,7 @@ impl Socket {
             fs::set_permissions(&new, fs::Permissions::from_mode(SOCKET_MODE))?;
             listener.set_nonblocking(true)?;
             fs::rename(&new, path)?;
-            let meta = fs::symlink_metadata(path)?;
-            let socket = Socket {
-                path: path.to_owned(),
-                inode: (meta.dev(), meta.ino()),
-            };
-            Ok((socket, UnixListener::from_std(listener)?))
+            Ok((Socket::of(path)?, UnixListener::from_std(listener)?))
         })();
         bound.map_err(Error::io("cannot listen on", path))
     }
@@ -243,6 +313,9 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {

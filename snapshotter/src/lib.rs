@@ -20,6 +20,7 @@
 //! - [`recover`] puts a root in order at start, `cleanup` deletes what nobody refers to, and
 //!   `dirs` makes and discards the directories of one snapshot (`trees` deletes what containers
 //!   made in them).
+//! - [`hold`] has what must outlive the daemon kept by somebody else, [`watchdog`] says that it is alive.
 //! - [`check`] and [`status`] are what a person asks, [`config`] what a person says.
 //! - [`error`] is what can go wrong, and the one map to gRPC's codes.
 
@@ -34,8 +35,10 @@ pub mod daemon;
 mod dirs;
 pub mod error;
 pub mod filter;
+pub mod hold;
 pub mod id_map;
 mod indexes;
+pub mod kept;
 pub mod lazy;
 pub mod mounts;
 pub mod pull;
@@ -52,5 +55,6 @@ mod testing;
 mod trees;
 pub mod upper_mode;
 pub mod usage;
+pub mod watchdog;
 
 pub use error::{Error, Result};

@@ -13,6 +13,7 @@
 //!
 //! A snapshot that can't be mounted is reported and does not stop the others.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -37,10 +38,13 @@ pub struct Report {
 }
 
 /// Detaches what is still mounted on our mount points, and removes the mount points.
-pub(crate) fn clear_mounts(layout: &Layout) -> Result<Vec<PathBuf>> {
+/// What belongs to the mount of a snapshot that was `left` stays.
+pub(crate) fn clear_mounts(layout: &Layout, left: &BTreeSet<u64>) -> Result<Vec<PathBuf>> {
     let table = Path::new("/proc/self/mountinfo");
     let text = fs::read(table).map_err(Error::io("cannot read", table))?;
     let mut detached = mounts_below(&text, &layout.mounts());
+    let stays = |path: &Path| left.iter().any(|id| path.starts_with(layout.mount(*id)));
+    detached.retain(|path| !stays(path));
     // The last one first: a mount on a mount, or below one.
     detached.reverse();
     for at in &detached {
@@ -53,6 +57,9 @@ pub(crate) fn clear_mounts(layout: &Layout) -> Result<Vec<PathBuf>> {
     let dir = layout.mounts();
     for entry in fs::read_dir(&dir).map_err(Error::io("cannot list", &dir))? {
         let path = entry.map_err(Error::io("cannot list", &dir))?.path();
+        if stays(&path) {
+            continue;
+        }
         // Only an empty directory goes: a mount point holds nothing of its own.
         if let Err(error) = fs::remove_dir(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove an old mount point");

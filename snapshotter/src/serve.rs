@@ -15,14 +15,17 @@ use std::time::Duration;
 
 use lamina_fusefs::blob;
 use lamina_fusefs::image::{Image, LayerPlace};
-use lamina_fusefs::session::{Session, SessionOptions};
+use lamina_fusefs::session::{Keeper, Kept, Restored, Session, SessionOptions};
 use lamina_fusefs::types::Attr;
 use lamina_fusefs::union::{PARTIAL_FROM, Union};
 use lamina_fusefs::upper::Upper;
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 
 use crate::chains::Chains;
 use crate::error::{Error, Result};
 use crate::indexes;
+use crate::kept::{self, Keeping};
 use crate::lazy::status::{CacheAction, CacheStatus, LayerStatus};
 use crate::lazy::{Lazy, LazyError, Wanted, keeper};
 use crate::registry;
@@ -45,6 +48,8 @@ pub struct Plan<'a> {
     pub at: &'a Path,
     /// Whether whoever mounts it further may shift its users.
     pub idmap: bool,
+    /// The snapshot that the mount is for: an active one, or the topmost of a chain.
+    pub id: u64,
 }
 
 /// Mounts unions.
@@ -52,6 +57,11 @@ pub trait Mounter: Send + Sync {
     /// From now on the root is this process's alone.
     fn begin(&self, _layout: &Layout) -> lamina_fusefs::Result<()> {
         Ok(())
+    }
+
+    /// What outlives this process.
+    fn keeping(&self) -> Option<&Keeping> {
+        None
     }
 
     /// Whether the labels say enough of a layer to serve it without unpacking it.
@@ -101,6 +111,10 @@ pub trait Mounter: Send + Sync {
 pub trait Running: Send {
     /// Whether it is still served.
     fn is_alive(&self) -> bool;
+    /// Whether anybody uses the mount.
+    fn is_used(&self) -> bool;
+    /// Leaves the mount to the next process.
+    fn leave(self: Box<Self>);
     /// Detaches it and waits for its users; `false` if one stayed.
     fn unmount(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool>;
     /// Whether its image is known from an index.
@@ -130,6 +144,8 @@ pub struct FuseMounter {
     pub cache: keeper::Limits,
     /// How much a blob of such a layer may ask for.
     pub limits: blob::Limits,
+    /// What outlives this process.
+    pub keeping: Keeping,
     images: Chains<Image>,
     /// Since the root is ours.
     lazy: OnceLock<Arc<Lazy>>,
@@ -148,9 +164,47 @@ impl FuseMounter {
             registry: None,
             cache: keeper::Limits::default(),
             limits: blob::Limits::default(),
+            keeping: Keeping::default(),
             images: Chains::new(),
             lazy: OnceLock::new(),
         }
+    }
+
+    /// The union that is to be mounted.
+    fn union(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Union> {
+        let image = self.image(plan.layout, plan.chain)?;
+        let upper = plan
+            .upper
+            .as_ref()
+            .map(|(fs, work)| Upper::open(fs, work))
+            .transpose()?;
+        let in_part = self.partial_copy_up.then_some(PARTIAL_FROM);
+        Ok(Union::new(image, upper)?
+            .metacopy(self.metacopy)
+            .partial_copy_up_from(in_part))
+    }
+
+    /// Goes on with a mount that an earlier process left.
+    fn take_over(
+        &self,
+        plan: &Plan<'_>,
+        kept: Kept,
+        options: &SessionOptions,
+        keeper: Arc<dyn Keeper>,
+    ) -> lamina_fusefs::Result<Session> {
+        let union = self.union(plan)?;
+        let (session, found) = Session::take_over(union, kept, plan.at, options, keeper)?;
+        let Restored {
+            nodes,
+            handles,
+            lost,
+        } = found;
+        tracing::info!(id = plan.id, nodes, handles, "took a mount over");
+        if lost > 0 {
+            tracing::warn!(id = plan.id, path = %plan.at.display(), lost,
+                "files that were in use are no longer there: who uses them gets ESTALE");
+        }
+        Ok(session)
     }
 
     fn image(&self, layout: &Layout, chain: &[u64]) -> lamina_fusefs::Result<Arc<Image>> {
@@ -189,6 +243,10 @@ impl Mounter for FuseMounter {
         Ok(())
     }
 
+    fn keeping(&self) -> Option<&Keeping> {
+        Some(&self.keeping)
+    }
+
     fn is_lazy(&self, labels: &Labels) -> bool {
         self.registry.is_some() && self.lazy.get().is_some() && Wanted::of(labels).is_some()
     }
@@ -213,33 +271,40 @@ impl Mounter for FuseMounter {
     }
 
     fn mount(&self, plan: &Plan<'_>) -> lamina_fusefs::Result<Box<dyn Running>> {
-        let image = self.image(plan.layout, plan.chain)?;
-        let upper = plan
-            .upper
-            .as_ref()
-            .map(|(fs, work)| Upper::open(fs, work))
-            .transpose()?;
+        let read_only = plan.upper.is_none();
         let options = SessionOptions {
             fsname: "lamina".to_owned(),
             threads: self.threads,
-            read_only: upper.is_none(),
+            read_only,
             allow_other: true,
             suid: true,
             dev: true,
             exec: true,
             passthrough: self.passthrough,
-            no_open: upper.is_none() && self.no_open,
+            no_open: read_only && self.no_open,
             idmap: plan.idmap,
             ..SessionOptions::default()
         };
-        let in_part = self.partial_copy_up.then_some(PARTIAL_FROM);
-        let union = Union::new(image, upper)?
-            .metacopy(self.metacopy)
-            .partial_copy_up_from(in_part);
+        let keeper = self.keeping.keeper_of(plan.id);
+        if let (Some(kept), Some(keeper)) = (self.keeping.take_mount(plan.id), &keeper) {
+            match self.take_over(plan, kept, &options, Arc::clone(keeper)) {
+                Ok(session) => return Ok(Box::new(session)),
+                Err(error) => {
+                    tracing::error!(id = plan.id, path = %plan.at.display(), %error,
+                        "a mount is lost: whoever uses it gets ENOTCONN, and has to be started again");
+                    keeper.release();
+                    detach_stale(plan.at);
+                }
+            }
+        }
+        let union = self.union(plan)?;
         if let Some(lazy) = self.lazy.get() {
             lazy.starts(plan.layout, plan.chain);
         }
-        let session = Session::mount(Arc::new(union), plan.at, &options)?;
+        let session = match keeper {
+            Some(keeper) => Session::mount_kept(union, plan.at, &options, keeper)?,
+            None => Session::mount(Arc::new(union), plan.at, &options)?,
+        };
         Ok(Box::new(session))
     }
 
@@ -282,9 +347,25 @@ impl Mounter for FuseMounter {
     }
 }
 
+/// Takes a mount out of the tree that nobody serves any more.
+fn detach_stale(at: &Path) {
+    match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(error) => tracing::warn!(path = %at.display(), %error, "cannot detach a stale mount"),
+    }
+}
+
 impl Running for Session {
     fn is_alive(&self) -> bool {
         Session::is_alive(self)
+    }
+
+    fn is_used(&self) -> bool {
+        kept::is_used(self.mountpoint(), self.device())
+    }
+
+    fn leave(self: Box<Self>) {
+        Session::leave(*self);
     }
 
     fn is_indexed(&self) -> bool {
@@ -335,6 +416,11 @@ impl Sessions {
             images: Mutex::default(),
             closed: AtomicBool::new(false),
         }
+    }
+
+    /// What outlives this process.
+    pub(crate) fn keeping(&self) -> Option<&Keeping> {
+        self.mounter.keeping()
     }
 
     /// Whether an active snapshot's session answers.
@@ -510,6 +596,39 @@ impl Sessions {
             self.remove_mount_point(top);
         }
         self.mounter.end();
+        if let Some(keeping) = self.mounter.keeping() {
+            keeping.end();
+        }
+    }
+
+    /// Leaves everything to the next process, if that is possible and somebody uses any of it; `false`:
+    /// nothing was done. Nothing can be started afterwards.
+    pub fn leave(&self) -> bool {
+        if !self.mounter.keeping().is_some_and(Keeping::outlives_us) {
+            return false;
+        }
+        let images: Vec<_> = locked(&self.images).values().map(Arc::clone).collect();
+        let is_used = |running: &dyn Running| running.is_alive() && running.is_used();
+        let is_needed = locked(&self.own)
+            .values()
+            .any(|running| is_used(&**running))
+            || images
+                .iter()
+                .any(|slot| locked(slot).running.as_deref().is_some_and(is_used));
+        if !is_needed {
+            return false;
+        }
+        self.closed.store(true, Ordering::SeqCst);
+        for (_, running) in locked(&self.own).drain() {
+            running.leave();
+        }
+        for slot in images {
+            if let Some(running) = locked(&slot).running.take() {
+                running.leave();
+            }
+        }
+        self.mounter.end();
+        true
     }
 
     fn check_open(&self) -> Result<()> {
@@ -539,6 +658,7 @@ impl Sessions {
             upper,
             at: &at,
             idmap,
+            id,
         });
         mounted.map_err(|source| {
             self.remove_mount_point(id);
@@ -653,6 +773,12 @@ pub mod testing {
         fn seal(self: Box<Self>, patience: Duration) -> lamina_fusefs::Result<bool> {
             self.unmount(patience)
         }
+
+        fn is_used(&self) -> bool {
+            true
+        }
+
+        fn leave(self: Box<Self>) {}
     }
 
     impl Drop for Fake {

@@ -4,10 +4,11 @@
 //! transaction is the moment at which a verb happens; what comes before can be undone, and what
 //! comes after is repeated by the next cleanup or start ([`crate::recover`]).
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use crate::busy::Busy;
 use crate::error::{Error, Result};
@@ -55,7 +56,12 @@ impl Snapshots {
         let lock = RootLock::acquire(&layout)?;
         root::probe(&layout)?;
         let store = Store::open(&layout, greatest_id(&layout)?)?;
-        let detached = recover::clear_mounts(&layout)?;
+        let mut left = BTreeSet::new();
+        if let Some(keeping) = mounter.keeping() {
+            keeping.begin(&layout)?;
+            left = keeping.mounts();
+        }
+        let detached = recover::clear_mounts(&layout, &left)?;
         let making = Mutex::default();
         let mut removed = cleanup::run(&layout, &store, &making)?;
         for id in store.ids()?.keys() {
@@ -81,7 +87,7 @@ impl Snapshots {
             removed,
             ..Report::default()
         };
-        snapshots.mount_all(&mut report)?;
+        snapshots.mount_all(&left, &mut report)?;
         Ok((snapshots, report))
     }
 
@@ -263,9 +269,14 @@ impl Snapshots {
         self.sessions.keep_cache(action)
     }
 
-    /// Detaches all mounts. The snapshots stay as they are, for the next start.
-    pub fn close(&self) {
+    /// Ends all mounts, or with `leave` leaves them to the next daemon if somebody uses any of them and
+    /// somebody keeps them; says whether it left them. The snapshots stay as they are, for the next start.
+    pub fn close(&self, leave: bool) -> bool {
+        if leave && self.sessions.leave() {
+            return true;
+        }
         self.sessions.stop_all();
+        false
     }
 
     fn status_of(&self, info: &Info) -> SnapshotStatus {
@@ -319,7 +330,7 @@ impl Snapshots {
         let record = Record {
             parent: chain.first().map(|_| parent.to_owned()),
             labels: labels.clone(),
-            upper: upper_of_new(kind, key, labels, self.upper)?,
+            upper: upper_of_new(kind, key, labels, self.upper, lazy)?,
             lazy,
             ..Record::unsaved(self.store.allocate(), kind)
         };
@@ -469,34 +480,64 @@ impl Snapshots {
         }
     }
 
-    fn mount_all(&self, report: &mut Report) -> Result<()> {
+    /// Mounts everything that is in use. First, and several at a time, what an earlier daemon left
+    /// (`left`): programs wait for it.
+    fn mount_all(&self, left: &BTreeSet<u64>, report: &mut Report) -> Result<()> {
         let mut keys = Vec::new();
         self.store.walk(&mut |info| {
             if info.record.kind != Kind::Committed {
-                keys.push(info.key);
+                keys.push((!left.contains(&info.record.id), info.key));
             }
             Ok(())
         })?;
-        for key in keys {
-            match self.mounts_of_held(&key) {
-                Ok(()) => report.mounted += 1,
-                Err(error) => report.failed.push((key, error)),
+        keys.sort_unstable();
+        let next = Mutex::new(keys.into_iter());
+        let report = Mutex::new(report);
+        let work = || {
+            while let Some((_, key)) = locked(&next).next() {
+                let mounted = self.mounts_of_held(&key);
+                let mut report = locked(&report);
+                match mounted {
+                    Ok(()) => report.mounted += 1,
+                    Err(error) => report.failed.push((key, error)),
+                }
             }
+        };
+        thread::scope(|scope| {
+            let others = thread::available_parallelism().map_or(1, usize::from) - 1;
+            for _ in 0..others {
+                scope.spawn(work);
+            }
+            work();
+        });
+        if let Some(keeping) = self.sessions.keeping() {
+            keeping.drop_mounts();
         }
         Ok(())
     }
 
     fn making(&self) -> MutexGuard<'_, HashSet<u64>> {
-        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.making)
     }
 }
 
-/// Who will hold the upper of a new snapshot, if it is a container's; of no other it is said.
-fn upper_of_new(kind: Kind, key: &str, labels: &Labels, default: UpperMode) -> Result<UpperMode> {
-    if kind == Kind::Active && !mounts::is_extract(key) {
-        UpperMode::of_new(labels, default)
-    } else {
-        Ok(UpperMode::default())
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who will hold the upper of a new snapshot, if it is a container's; of no other it is said, but that
+/// a layer which is unpacked above lazy ones stands on an image mount as the kernel's uppers do.
+fn upper_of_new(
+    kind: Kind,
+    key: &str,
+    labels: &Labels,
+    default: UpperMode,
+    lazy: bool,
+) -> Result<UpperMode> {
+    match (kind, mounts::is_extract(key)) {
+        (Kind::Active, false) => UpperMode::of_new(labels, default),
+        (Kind::Active, true) if lazy => Ok(UpperMode::Kernel),
+        _ => Ok(UpperMode::default()),
     }
 }
 

@@ -49,6 +49,7 @@ fn every_command_has_help_with_examples() {
         &["status"],
         &["check"],
         &["bench"],
+        &["hold"],
         &["config"],
         &["config", "default"],
         &["config", "containerd"],
@@ -87,6 +88,40 @@ fn the_default_configuration_can_be_used() {
         "{text}"
     );
     assert!(text.contains("root = \"/var/lib/lamina\""), "{text}");
+}
+
+#[test]
+fn systemd_accepts_the_unit() {
+    let Ok(version) = Command::new("systemd-analyze").arg("--version").output() else {
+        eprintln!("skipped: there is no systemd-analyze");
+        return;
+    };
+    let version = String::from_utf8(version.stdout).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lamina.service");
+    // It looks whether the program is there.
+    let unit = output(&["config", "systemd"]);
+    let unit = unit.replace("/usr/bin/lamina", env!("CARGO_BIN_EXE_lamina"));
+    fs::write(&file, unit).unwrap();
+    let verified = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(verified.stderr).unwrap();
+    assert!(verified.status.success(), "{said}");
+    let number = version
+        .split(' ')
+        .nth(1)
+        .and_then(|word| word.parse::<u32>().ok());
+    let is_old = number.is_some_and(|number| number < 254);
+    let is_newer_key =
+        |line: &str| line.contains("'RestartSteps'") || line.contains("'RestartMaxDelaySec'");
+    let bad: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("lamina.service") && !(is_old && is_newer_key(line)))
+        .collect();
+    assert!(bad.is_empty(), "{bad:?}");
 }
 
 #[test]
@@ -248,6 +283,39 @@ fn mount_says_what_is_wrong() {
         let error = failure(&["mount", "-o", &options, mountpoint]);
         assert!(error.contains(wanted), "{options}: {error}");
     }
+}
+
+#[test]
+fn systemd_is_told_that_the_daemon_is_ready_and_alive() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let systemd = std::os::unix::net::UnixDatagram::bind(path("notify")).unwrap();
+    let patience = std::time::Duration::from_secs(20);
+    systemd.set_read_timeout(Some(patience)).unwrap();
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_lamina"))
+        .args(["serve", "--holder", "none", "--root"])
+        .arg(path("root"))
+        .arg("--address")
+        .arg(path("lamina.sock"))
+        .env("NOTIFY_SOCKET", path("notify"))
+        .env("WATCHDOG_USEC", "200000")
+        .env_remove("WATCHDOG_PID")
+        .spawn()
+        .unwrap();
+    let mut wanted = vec!["READY=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"];
+    while !wanted.is_empty() {
+        let mut text = [0; 512];
+        let length = systemd.recv(&mut text).expect("told in time");
+        let text = String::from_utf8_lossy(&text[..length]);
+        if let Some(place) = wanted
+            .iter()
+            .position(|word| text.lines().any(|line| line == *word))
+        {
+            wanted.remove(place);
+        }
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }
 
 #[test]

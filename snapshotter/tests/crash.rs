@@ -20,6 +20,7 @@ use containerd_snapshots::tonic::transport::{Channel, Endpoint, Uri};
 use containerd_snapshots::tonic::{Code, Status};
 use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::hold::{self, Keeper};
 use lamina_snapshotter::lazy::keeper;
 use lamina_snapshotter::serve::testing::FakeMounter;
 use lamina_snapshotter::snapshots::Snapshots;
@@ -63,9 +64,13 @@ fn the_daemon() {
         cache: keeper::Limits::default(),
         limits: lamina_fusefs::blob::Limits::default(),
         cri: None,
+        holder: hold::Options {
+            keeper: Keeper::None,
+            ..hold::Options::default()
+        },
     };
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending()));
+    let served = runtime.block_on(daemon::serve(options, |_| {}, std::future::pending::<()>()));
     served.expect("serve until killed");
 }
 
@@ -329,7 +334,7 @@ fn kills_leave_the_store_and_the_disk_agreed() {
         for caller in &mut callers {
             caller.settle(&all, &round);
         }
-        snapshots.close();
+        snapshots.close(false);
         drop(snapshots);
         assert_eq!(check(&root(dir.path())).expect("check"), [], "{round}");
     }

@@ -430,7 +430,7 @@ async fn a_second_daemon_is_refused_and_harms_nothing() {
     assert_eq!(mode & 0o7777, 0o600);
     let second = |options: ServeOptions| async {
         let mounter = Arc::new(FakeMounter::default());
-        let never = std::future::pending();
+        let never = std::future::pending::<()>();
         daemon::serve_with(options, mounter, |_| panic!("it must not serve"), never).await
     };
     let mut same_root = options(daemon.dir.path());

@@ -12,12 +12,15 @@ use crate::types::Fh;
 /// An open regular file. (Nothing is kept for an open directory, see `union::readdir`.)
 #[derive(Debug)]
 pub(crate) struct FileHandleState {
-    pub(crate) node: Arc<Node>,
+    /// Goes before the node, so that nobody takes the node for unused while its file is still open.
     pub(crate) backing: Arc<Backing>,
+    pub(crate) node: Arc<Node>,
     /// Whether the backing file lies in the upper.
     pub(crate) writable: bool,
     /// Whether a program runs from it (execve(2) opened it).
     pub(crate) runs: bool,
+    /// Whether each write comes to us, whatever the kernel does with other files.
+    pub(crate) writes_need_us: bool,
 }
 
 /// All open handles of one union.
@@ -33,6 +36,16 @@ impl Handles {
         let fh = Fh(self.next.fetch_add(1, Ordering::Relaxed) + 1);
         self.open.write().insert(fh, Arc::new(handle));
         fh
+    }
+
+    /// Puts back a handle that the client has from an earlier process.
+    pub(crate) fn put_back(&self, fh: Fh, handle: FileHandleState) {
+        self.open.write().insert(fh, Arc::new(handle));
+    }
+
+    /// Goes on behind the numbers that an earlier process has given out.
+    pub(crate) fn go_on_behind(&self, last: Fh) {
+        self.next.fetch_max(last.0, Ordering::Relaxed);
     }
 
     /// The handle of a number.

@@ -26,7 +26,7 @@ use smallvec::SmallVec;
 
 pub(crate) use blocks::{Blocks, read_full_at, unnoticed};
 pub(crate) use handles::{FileHandleState, Handles};
-pub(crate) use table::NodeTable;
+pub(crate) use table::{FIRST_FREE_ID, NodeTable};
 
 use crate::error::{Error, Result};
 use crate::image::{Absent, ImageId};

@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 
 use super::{Name, Node, State};
+use crate::record::{Entry, Numbers, Place, Record};
 use crate::types::{FileKind, Ino, NodeId};
 
 /// Node numbers that are no inode numbers begin here.
-const FIRST_FREE_ID: u64 = 1 << 63;
+pub(crate) const FIRST_FREE_ID: u64 = 1 << 63;
 
 /// All nodes of one union.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ struct Inner {
     elsewhere: HashMap<Ino, Arc<Node>>,
     next_id: u64,
     next_generation: u32,
+    /// Where changes are written down.
+    record: Option<Arc<Record>>,
 }
 
 #[derive(Debug)]
@@ -43,6 +46,7 @@ impl NodeTable {
             elsewhere: HashMap::from([(root.ino, Arc::clone(&root))]),
             next_id: FIRST_FREE_ID,
             next_generation: any_number(),
+            record: None,
         };
         let slot = Slot {
             node: root,
@@ -51,6 +55,34 @@ impl NodeTable {
         inner.by_id.insert(NodeId::ROOT, slot);
         NodeTable {
             inner: Mutex::new(inner),
+        }
+    }
+
+    /// Every change is written down from now on. The root is known without that.
+    pub(crate) fn set_record(&mut self, record: Arc<Record>) {
+        self.inner.get_mut().record = Some(record);
+    }
+
+    /// Goes on behind the numbers that an earlier process has given out.
+    pub(crate) fn go_on_behind(&self, numbers: Numbers) {
+        let mut inner = self.inner.lock();
+        inner.next_generation = numbers.generation;
+        inner.next_id = inner.next_id.max(numbers.node.saturating_add(1));
+    }
+
+    /// Puts back a node that the client knows from an earlier process, with its references. `stands`:
+    /// no other node stands for the inode.
+    pub(crate) fn put_back(&self, node: Arc<Node>, lookups: u64, stands: bool) {
+        let mut inner = self.inner.lock();
+        let id = node.id;
+        if stands {
+            inner.add(node);
+        } else {
+            node.is_replaced.store(true, Ordering::Relaxed);
+            inner.by_id.insert(id, Slot { node, lookups: 0 });
+        }
+        if let Some(slot) = inner.by_id.get_mut(&id) {
+            slot.lookups = lookups;
         }
     }
 
@@ -67,8 +99,10 @@ impl NodeTable {
 
     /// Takes one reference to a node that is known.
     pub(crate) fn refer(&self, node: &Node) {
-        if let Some(slot) = self.inner.lock().by_id.get_mut(&node.id) {
+        let mut inner = self.inner.lock();
+        if let Some(slot) = inner.by_id.get_mut(&node.id) {
             slot.lookups += 1;
+            inner.write(|| Entry::Refer(node.id, 1));
         }
     }
 
@@ -83,7 +117,10 @@ impl NodeTable {
         let node = {
             let mut inner = self.inner.lock();
             let node = match inner.by_ino(ino).cloned() {
-                Some(known) if known.kind == kind => known,
+                Some(known) if known.kind == kind => {
+                    inner.write(|| Entry::Refer(known.id, 1));
+                    known
+                }
                 other => {
                     if let Some(other) = other {
                         inner.replace(&other);
@@ -91,6 +128,7 @@ impl NodeTable {
                     let id = inner.free_id(ino);
                     let generation = inner.fresh_generation();
                     let node = Node::of_generation(generation, id, ino, kind, state());
+                    inner.write_new(&node, 1);
                     inner.add(Arc::clone(&node));
                     node
                 }
@@ -106,6 +144,10 @@ impl NodeTable {
             .iter()
             .any(|known| known.is(&name.parent, &name.name))
         {
+            // Under the node's lock, so that what is written last is what is.
+            let inner = self.inner.lock();
+            inner.write(|| Entry::Name(node.id, place_of(&name)));
+            drop(inner);
             state.names.push(name);
         }
         drop(state);
@@ -121,6 +163,8 @@ impl NodeTable {
         let id = inner.fresh_id();
         let generation = inner.fresh_generation();
         let node = Node::of_generation(generation, id, old.ino, old.kind, state);
+        inner.write_new(&node, 0);
+        inner.write(|| Entry::Succeed(node.id, old.id));
         inner.add(Arc::clone(&node));
         node
     }
@@ -131,10 +175,31 @@ impl NodeTable {
         let Some(slot) = inner.by_id.get_mut(&id) else {
             return;
         };
-        if id != NodeId::ROOT {
-            slot.lookups = slot.lookups.saturating_sub(count);
+        if id != NodeId::ROOT && count > 0 {
+            let given_back = slot.lookups.min(count);
+            slot.lookups -= given_back;
+            let given_back = given_back.cast_signed();
+            inner.write(|| Entry::Refer(id, -given_back));
         }
         inner.collect(id);
+    }
+
+    /// All nodes but the root, each with the client's references.
+    pub(crate) fn references(&self) -> Vec<(NodeId, u64)> {
+        let inner = self.inner.lock();
+        let all = inner.by_id.iter().map(|(id, slot)| (*id, slot.lookups));
+        all.filter(|(id, _)| *id != NodeId::ROOT).collect()
+    }
+
+    /// Gives all references to a node back, if there are still as many as that.
+    pub(crate) fn forget_all(&self, id: NodeId, count: u64) -> bool {
+        let is_so = |slot: &Slot| slot.lookups == count;
+        let unchanged = self.inner.lock().by_id.get(&id).is_some_and(is_so);
+        // What comes between the two only adds references.
+        if unchanged {
+            self.forget(id, count);
+        }
+        unchanged
     }
 
     /// How many nodes there are.
@@ -145,6 +210,24 @@ impl NodeTable {
 }
 
 impl Inner {
+    /// Writes a change down.
+    fn write(&self, entry: impl FnOnce() -> Entry) {
+        if let Some(record) = &self.record {
+            record.write_of_request(entry());
+        }
+    }
+
+    /// Writes down a new node.
+    fn write_new(&self, node: &Node, lookups: i64) {
+        self.write(|| Entry::Node {
+            id: node.id,
+            generation: node.generation,
+            ino: node.ino,
+            kind: node.kind,
+            lookups,
+        });
+    }
+
     /// The node that stands for an inode today; a superseded one does not.
     fn by_ino(&self, ino: Ino) -> Option<&Arc<Node>> {
         // Most nodes have their inode's number, and need no second place.
@@ -217,6 +300,12 @@ impl Inner {
                 continue;
             };
             let state = node.state.into_inner();
+            if let Some(record) = &self.record {
+                record.write(Entry::Gone(id));
+                if state.orphan.is_some() {
+                    record.unpin(id);
+                }
+            }
             candidates.extend(state.names.iter().map(|name| name.parent.id));
             candidates.extend(state.successor.iter().map(|node| node.id));
         }
@@ -231,6 +320,14 @@ impl Drop for Inner {
             // The table still holds every parent, so that none goes with its name.
             slot.node.state.lock().names.clear();
         }
+    }
+}
+
+/// A name, as it is written down.
+fn place_of(name: &Name) -> Place {
+    Place {
+        parent: name.parent.id,
+        name: name.name.to_os_string(),
     }
 }
 

@@ -25,6 +25,9 @@ bitflags::bitflags! {
         const CACHED_SYMLINKS = 1 << 5;
         /// Directories are opened and closed without asking us (5.1).
         const NO_OPENDIR = 1 << 6;
+        /// Requests are sent again to a process that takes the mount over (6.9). Without it a mount
+        /// ends with the process that serves it.
+        const RESEND = 1 << 7;
     }
 }
 
@@ -39,6 +42,7 @@ impl KernelFeatures {
             (Self::KILLPRIV_V2, InitFlags::FUSE_HANDLE_KILLPRIV_V2),
             (Self::CACHED_SYMLINKS, InitFlags::FUSE_CACHE_SYMLINKS),
             (Self::NO_OPENDIR, InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+            (Self::RESEND, InitFlags::FUSE_HAS_RESEND),
         ];
         let of_ours = flags.iter().filter(|(feature, _)| self.contains(*feature));
         of_ours.fold(InitFlags::empty(), |all, (_, flag)| all | *flag)

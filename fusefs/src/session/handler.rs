@@ -29,7 +29,7 @@ use super::convert::{
     has_own_node, no_entry, open_flags, rdev_from_wire, set_time,
 };
 use super::features::KernelFeatures;
-use super::passthrough::{Passthrough, open_mode};
+use super::passthrough::{NamesBacking as _, Passthrough, open_mode};
 use super::requests::{Counters, Operation};
 use super::unlinked;
 use super::waiting::Waiting;
@@ -65,6 +65,7 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_CACHE_SYMLINKS)
     .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
+    .union(InitFlags::FUSE_HAS_RESEND)
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
 
 const NO_IDMAP: &str = "this kernel has no idmapped mounts of FUSE: it needs Linux 6.12 or later";
@@ -88,7 +89,7 @@ pub(super) struct Handler {
     counters: Arc<Counters>,
     notifier: Arc<OnceLock<Notifier>>,
     /// The connection, which fuser keeps to itself.
-    device: File,
+    device: Arc<File>,
 }
 
 impl Handler {
@@ -103,13 +104,12 @@ impl Handler {
         no_open: bool,
         counters: Arc<Counters>,
         notifier: Arc<OnceLock<Notifier>>,
-        device: File,
+        device: Arc<File>,
     ) -> Self {
+        let offered = !without.contains(KernelFeatures::PASSTHROUGH);
         Self {
             union,
-            passthrough: Arc::new(Passthrough::new(
-                !without.contains(KernelFeatures::PASSTHROUGH),
-            )),
+            passthrough: Arc::new(Passthrough::new(offered, &device)),
             waiting: Waiting::default(),
             without,
             idmap,
@@ -201,7 +201,8 @@ impl Filesystem for Handler {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _request = self.union.request(req.unique().0);
         let found = || self.union.lookup(node(parent), name);
         answer(
             self.asked(Operation::Lookup),
@@ -298,6 +299,7 @@ impl Filesystem for Handler {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _request = self.union.request(req.unique().0);
         let (who, rdev) = (caller(req, umask), rdev_from_wire(rdev));
         let made = || self.union.mknod(who, node(parent), name, mode, rdev);
         answer(
@@ -320,6 +322,7 @@ impl Filesystem for Handler {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _request = self.union.request(req.unique().0);
         let made = || {
             self.union
                 .mkdir(caller(req, umask), node(parent), name, mode & 0o7777)
@@ -335,13 +338,15 @@ impl Filesystem for Handler {
         );
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _request = self.union.request(req.unique().0);
         done(self.asked(Operation::Unlink), parent, reply, || {
             self.union.unlink(node(parent), name)
         });
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _request = self.union.request(req.unique().0);
         done(self.asked(Operation::Rmdir), parent, reply, || {
             self.union.rmdir(node(parent), name)
         });
@@ -355,6 +360,7 @@ impl Filesystem for Handler {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let _request = self.union.request(req.unique().0);
         let who = caller(req, 0);
         let made = || {
             self.union
@@ -381,6 +387,7 @@ impl Filesystem for Handler {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _request = self.union.request(req.unique().0);
         let mut flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         let whiteout = rustix::fs::RenameFlags::WHITEOUT;
         let (from, to) = (node(parent), node(newparent));
@@ -399,12 +406,13 @@ impl Filesystem for Handler {
 
     fn link(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        let _request = self.union.request(req.unique().0);
         let linked = || self.union.link(node(ino), node(newparent), newname);
         answer(
             self.asked(Operation::Link),
@@ -425,7 +433,7 @@ impl Filesystem for Handler {
         let operation = self.asked(Operation::Open);
         let (union, passthrough) = (Arc::clone(&self.union), Arc::clone(&self.passthrough));
         let notifier = Arc::clone(&self.notifier);
-        let (who, flags) = (caller(req, 0), open_flags(flags));
+        let (who, flags, unique) = (caller(req, 0), open_flags(flags), req.unique().0);
         let absent = if flags.contains(OFlags::TRUNC) {
             Ok(None)
         } else {
@@ -433,17 +441,25 @@ impl Filesystem for Handler {
             self.union.absent(node(ino), reads)
         };
         self.waiting.when_here(absent, move |here| {
+            let _request = union.request(unique);
             let opened = || here.and_then(|()| union.open(who, node(ino), flags));
             answer(operation, ino, reply, opened, |reply, opened| {
                 if opened.copied_up {
                     forget_attributes(&notifier, ino);
                 }
-                let id = passthrough.id_of(&opened.backing, |file| reply.open_backing(file));
+                let id = passthrough.id_of(
+                    &opened.backing,
+                    |file| passthrough.register(file),
+                    |id| union.attached(node(ino), id),
+                );
                 let (fh, mode) = (FileHandle(opened.fh.0), open_mode(&opened, id));
-                match id {
-                    Some(id) => reply.opened_passthrough(fh, mode, id),
-                    None => reply.opened(fh, mode),
-                }
+                let Some(id) = id else {
+                    return reply.opened(fh, mode);
+                };
+                let id = reply.backing(id);
+                reply.opened_passthrough(fh, mode, &id);
+                // It is ours.
+                id.into_raw();
             });
         });
     }
@@ -458,6 +474,7 @@ impl Filesystem for Handler {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _request = self.union.request(req.unique().0);
         let (who, flags) = (
             caller(req, umask),
             OFlags::from_bits_retain(flags.cast_unsigned()),
@@ -472,17 +489,22 @@ impl Filesystem for Handler {
             reply,
             created,
             |reply, (entry, opened)| {
-                let id = self
-                    .passthrough
-                    .id_of(&opened.backing, |file| reply.open_backing(file));
+                let id = self.passthrough.id_of(
+                    &opened.backing,
+                    |file| self.passthrough.register(file),
+                    |id| self.union.attached(entry.node, id),
+                );
                 let (fh, mode) = (FileHandle(opened.fh.0), open_mode(&opened, id));
                 // One TTL for the name and the attributes: the shorter.
                 let (ttl, attr) = (entry_attr_ttl(&entry), entry_attr(&entry));
                 let generation = generation(&entry);
-                match id {
-                    Some(id) => reply.created_passthrough(&ttl, &attr, generation, fh, mode, id),
-                    None => reply.created(&ttl, &attr, generation, fh, mode),
-                }
+                let Some(id) = id else {
+                    return reply.created(&ttl, &attr, generation, fh, mode);
+                };
+                let id = reply.backing(id);
+                reply.created_passthrough(&ttl, &attr, generation, fh, mode, &id);
+                // It is ours.
+                id.into_raw();
             },
         );
     }
@@ -534,12 +556,16 @@ impl Filesystem for Handler {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let kill_suidgid = self.takes_set_id_away(req, write_flags);
-        let written = || self.union.write(handle(fh), offset, data, kill_suidgid);
+        let written = || {
+            let count = self.union.write(handle(fh), offset, data, kill_suidgid)?;
+            self.union.written(handle(fh), open_flags(flags))?;
+            Ok(count)
+        };
         answer(
             self.asked(Operation::Write),
             ino,
@@ -633,6 +659,7 @@ impl Filesystem for Handler {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
+        let _request = self.union.request(request.unique().0);
         // What can't come with a node comes alone: the batch ends before it, and the next has it.
         let (mut is_first, alone) = (true, Cell::new(None));
         fill(
@@ -673,7 +700,7 @@ impl Filesystem for Handler {
                 let Some(entry) = alone.take() else {
                     return reply.ok();
                 };
-                if let Err(error) = unlinked::answer(&self.device, request.unique().0, &entry) {
+                if let Err(error) = unlinked::answer(&*self.device, request.unique().0, &entry) {
                     tracing::warn!(%ino, name = ?entry.name, %error, "a listing ends early");
                 }
                 // fuser wants an answer of its own. The kernel takes one; this one is refused.
@@ -718,7 +745,7 @@ impl Filesystem for Handler {
 
     fn setxattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -726,6 +753,7 @@ impl Filesystem for Handler {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _request = self.union.request(req.unique().0);
         let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
         done(self.asked(Operation::Setxattr), ino, reply, || {
             self.union.setxattr(node(ino), name, value, flags)
@@ -758,7 +786,8 @@ impl Filesystem for Handler {
         );
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _request = self.union.request(req.unique().0);
         done(self.asked(Operation::Removexattr), ino, reply, || {
             self.union.removexattr(node(ino), name)
         });

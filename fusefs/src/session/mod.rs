@@ -10,6 +10,8 @@
 //! - `features` says what an older kernel does not have.
 //! - `passthrough` registers backing files, so that the kernel reads and writes them by itself.
 //! - `requests` counts what was asked.
+//! - `handshake` agrees with the kernel, once in the life of a mount.
+//! - `kept` lets a mount outlive its process: another one takes it over.
 //! - `waiting` keeps requests for bytes that are not on this host from keeping others waiting.
 //!
 //! A mount that somebody still uses when it is unmounted is only detached: it disappears from
@@ -20,6 +22,8 @@ mod answer;
 mod convert;
 mod features;
 mod handler;
+mod handshake;
+mod kept;
 mod passthrough;
 mod requests;
 mod unlinked;
@@ -37,9 +41,12 @@ use std::{fs, io, thread};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
+use serde::{Deserialize, Serialize};
 
 pub use self::features::KernelFeatures;
 use self::handler::{Handler, MAX_IO};
+use self::handshake::Agreement;
+pub use self::kept::{Keeper, Kept, Restored};
 use self::requests::Counters;
 pub use self::requests::{Operation, Requests};
 use crate::error::{Error, Result};
@@ -153,6 +160,37 @@ impl SessionOptions {
     }
 }
 
+/// A session that answers as soon as it is served.
+struct Begun {
+    session: fuser::Session<Handler>,
+    agreement: Agreement,
+    counters: Arc<Counters>,
+}
+
+impl Begun {
+    /// Answers from now on.
+    fn serve(
+        self,
+        mount: Mount,
+        union: Arc<Union>,
+        keeper: Option<Arc<dyn Keeper>>,
+    ) -> Result<Session> {
+        let served = Arc::new(Served::default());
+        let ends = EndsServing(Arc::clone(&served), keeper);
+        let thread = thread::Builder::new()
+            .name(format!("lamina-{}", mount.mounted.device.1))
+            .spawn(move || serve(self.session, ends))
+            .map_err(|source| failed("cannot start a thread for", &mount.point, source))?;
+        Ok(Session {
+            mount,
+            thread: Some(thread),
+            served,
+            counters: self.counters,
+            union,
+        })
+    }
+}
+
 /// One FUSE mount that serves one union. Dropping it unmounts (lazily) without waiting.
 #[derive(Debug)]
 pub struct Session {
@@ -171,59 +209,61 @@ impl Session {
         mountpoint: &Path,
         options: &SessionOptions,
     ) -> Result<Session> {
+        let (mount, device) = Mount::connect(mountpoint, options)?;
+        let begun = Session::begin(&union, &device, mountpoint, options, None)?;
+        mount.set_read_ahead();
+        begun.serve(mount, union, None)
+    }
+
+    /// Makes a session on a connection, after the handshake (`agreed`: which an earlier process had).
+    fn begin(
+        union: &Arc<Union>,
+        device: &Arc<File>,
+        mountpoint: &Path,
+        options: &SessionOptions,
+        agreed: Option<&Agreement>,
+    ) -> Result<Begun> {
         tame_allocator();
-        let device_path = Path::new("/dev/fuse");
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(device_path)
-            .map_err(|source| failed("cannot open", device_path, source))?;
-        let mount = Mount::new(&device, mountpoint, options)
-            .map_err(|source| failed("cannot mount on", mountpoint, source))?;
         let mut config = fuser::Config::default();
         config.n_threads = Some(options.threads.max(1));
         // Whom it lets in is the kernel's business (`allow_other`), which knows them better: with
         // idmapped mounts it does not tell us who they are.
         config.acl = fuser::SessionACL::All;
-        let acl = config.acl;
         let counters = Arc::new(Counters::default());
         let notifier = Arc::new(OnceLock::new());
-        let connection = device
-            .try_clone()
-            .map_err(|source| failed("cannot copy the descriptor of", device_path, source))?;
         let handler = Handler::new(
-            Arc::clone(&union),
+            Arc::clone(union),
             options.without(),
             options.idmap,
             options.no_open(),
             Arc::clone(&counters),
             Arc::clone(&notifier),
-            connection,
+            Arc::clone(device),
         );
-        let session = fuser::Session::from_fd(handler, device.into(), acl, config)
+        let (session, agreement) = handshake::begin(handler, device, agreed, config)
             .map_err(|source| failed("no handshake with the kernel for", mountpoint, source))?;
         // Empty until here, and nobody else fills it.
         let _ = notifier.set(session.notifier());
-        mount.set_read_ahead();
-
-        let served = Arc::new(Served::default());
-        let ends = EndsServing(Arc::clone(&served));
-        let thread = thread::Builder::new()
-            .name(format!("lamina-{}", mount.mounted.device.1))
-            .spawn(move || serve(session, ends))
-            .map_err(|source| failed("cannot start a thread for", mountpoint, source))?;
-        Ok(Session {
-            mount,
-            thread: Some(thread),
-            served,
+        Ok(Begun {
+            session,
+            agreement,
             counters,
-            union,
         })
     }
 
     /// What is served.
     pub fn union(&self) -> &Arc<Union> {
         &self.union
+    }
+
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mount.point
+    }
+
+    /// Major and minor device number of the file system.
+    pub fn device(&self) -> (u32, u32) {
+        self.mount.mounted.device
     }
 
     /// How many requests it was asked so far.
@@ -306,10 +346,13 @@ impl Served {
 }
 
 /// Says that serving ended when it is dropped, by a panic too.
-struct EndsServing(Arc<Served>);
+struct EndsServing(Arc<Served>, Option<Arc<dyn Keeper>>);
 
 impl Drop for EndsServing {
     fn drop(&mut self) {
+        if let Some(keeper) = &self.1 {
+            keeper.release();
+        }
         *self.0.ended.lock() = true;
         self.0.changed.notify_all();
     }
@@ -321,10 +364,12 @@ struct Mount {
     /// Absolute and without symbolic links.
     point: PathBuf,
     mounted: Mounted,
+    /// Whether it is left to another process.
+    stays: bool,
 }
 
 /// Which mount it is: none that comes later at the same place is equal.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 struct Mounted {
     /// Device number (major, minor) of the file system. The kernel gives it to the next one.
     device: (u32, u32),
@@ -333,12 +378,29 @@ struct Mounted {
 }
 
 impl Mount {
+    /// Mounts a new connection, whose kernel waits for the handshake.
+    fn connect(mountpoint: &Path, options: &SessionOptions) -> Result<(Mount, Arc<File>)> {
+        let device_path = Path::new("/dev/fuse");
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(device_path)
+            .map_err(|source| failed("cannot open", device_path, source))?;
+        let mount = Mount::new(&device, mountpoint, options)
+            .map_err(|source| failed("cannot mount on", mountpoint, source))?;
+        Ok((mount, Arc::new(device)))
+    }
+
     fn new(fuse: &File, point: &Path, options: &SessionOptions) -> io::Result<Mount> {
         let point = fs::canonicalize(point)?;
         let data = options.data(fuse)?;
         rustix::mount::mount(&*options.fsname, &*point, FS_TYPE, options.flags(), &*data)?;
         match mounted_at(&point) {
-            Ok(mounted) => Ok(Mount { point, mounted }),
+            Ok(mounted) => Ok(Mount {
+                point,
+                mounted,
+                stays: false,
+            }),
             Err(error) => {
                 rustix::mount::unmount(&point, UnmountFlags::DETACH)?;
                 Err(error)
@@ -375,6 +437,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         if let Err(error) = self.detach() {
             tracing::warn!(path = %self.point.display(), %error, "cannot unmount");
         }

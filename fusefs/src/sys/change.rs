@@ -233,6 +233,19 @@ pub(crate) mod faults {
         }
     }
 
+    /// Counts a change that can't fail, and says whether the world has stopped before it.
+    pub(crate) fn has_stopped() -> bool {
+        match FAULT.get() {
+            Fault::CrashAfter(_) => step().is_err(),
+            Fault::Never => {
+                STEPS.set(STEPS.get() + 1);
+                false
+            }
+            // An error is one of the disk.
+            Fault::FailAfter(..) | Fault::FullAfter(_) => false,
+        }
+    }
+
     pub(crate) fn step() -> Result<(), Errno> {
         let before = STEPS.replace(STEPS.get() + 1);
         match FAULT.get() {

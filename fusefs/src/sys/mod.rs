@@ -2,6 +2,8 @@
 //!
 //! - [`place`] addresses one file without ever following a symlink or leaving a directory.
 //! - [`beneath`] opens a path below a root that nobody can lead out of.
+//! - [`descriptor`] gets descriptors from whoever started the process, and compares them.
+//! - [`device`] asks `/dev/fuse` what no request says.
 //! - [`dir`] reads directories.
 //! - [`change`] has every call that changes what is on disk; tests stop it at any point.
 //! - [`caller`] creates things in another user's name.
@@ -11,11 +13,14 @@
 //! - [`inflate`] inflates from the middle of a stream.
 //! - [`map`] maps files into memory.
 //! - [`memory`] keeps large buffers from taking memory that they don't use.
+//! - [`shared`] is memory that outlives the process.
 
 pub(crate) mod beneath;
 pub(crate) mod caller;
 pub(crate) mod change;
 pub(crate) mod copy;
+pub(crate) mod descriptor;
+pub(crate) mod device;
 pub(crate) mod dir;
 pub(crate) mod extents;
 pub(crate) mod handle;
@@ -24,6 +29,7 @@ pub(crate) mod lease;
 pub(crate) mod map;
 pub(crate) mod memory;
 pub(crate) mod place;
+pub(crate) mod shared;
 
 use rustix::fs::{FileType, Stat};
 

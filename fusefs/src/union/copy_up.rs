@@ -99,6 +99,7 @@ impl Union {
         if is_done(&node) {
             return Ok(node);
         }
+        self.write_image(&node, node.image());
         if let Some(blocks) = node.blocks() {
             return self.complete(&node, &blocks, depth);
         }
@@ -205,7 +206,11 @@ impl Union {
         // Whoever still holds a removed one gets a copy without a name, as of a file.
         let orphan = match name {
             Some(name) => copy.publish(self, &name).map(|()| None)?,
-            None => Some(Arc::new(copy.place().open_path()?)),
+            None => {
+                let file = Arc::new(copy.place().open_path()?);
+                self.pin(node, &file);
+                Some(file)
+            }
         };
         let mut state = node.state.lock();
         (state.upper, state.orphan) = (true, orphan);
@@ -231,7 +236,11 @@ impl Union {
             Some(name) => self.install_at(copy, name).map(|()| None),
             // The file was removed; whoever still holds it gets a copy without a name.
             None => (copy.place().open_path())
-                .map(|file| Some(Arc::new(file)))
+                .map(|file| {
+                    let file = Arc::new(file);
+                    self.pin(node, &file);
+                    Some(file)
+                })
                 .map_err(Error::from),
         };
         let orphan = match (installed, &link) {
@@ -277,7 +286,11 @@ impl Union {
         after.set_place(link, orphan, state.blocks.clone());
         after.predecessor = Arc::downgrade(node);
         change(&mut after);
+        let orphan = after.orphan.clone();
         let successor = self.nodes.succeed(node, after);
+        if let Some(orphan) = &orphan {
+            self.pin(&successor, orphan);
+        }
         state.names.clear();
         state.successor = Some(Arc::clone(&successor));
         successor

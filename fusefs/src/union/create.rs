@@ -14,12 +14,14 @@ use rustix::io::Errno;
 
 use super::copy_up::Depth;
 use super::device::stands_for_device;
+use super::recorded::{place as place_in, was_done};
 use super::remove::stat_if_any;
 use super::resolve::Found;
 use super::{Opened, Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::{Backing, Node};
 use crate::marks::{self, WHITEOUT_DEVICE};
+use crate::record::{Begun, Intent};
 use crate::sys::attr_of;
 use crate::sys::caller::as_caller;
 use crate::sys::change;
@@ -36,6 +38,18 @@ impl Union {
         mode: u32,
         flags: OFlags,
     ) -> Result<(Entry, Opened)> {
+        if was_done() {
+            let entry = self.made_before(parent, name)?;
+            let flags = flags.difference(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC);
+            let opened = self.open(caller, entry.node, flags);
+            return match opened {
+                Ok(opened) => Ok((entry, opened)),
+                Err(error) => {
+                    self.forget(entry.node, 1);
+                    Err(error)
+                }
+            };
+        }
         let (entry, file) = self.make(caller, parent, name, false, |dir, name| {
             change::create(dir, name, permissions(mode)).map(File::from)
         })?;
@@ -54,6 +68,9 @@ impl Union {
         mode: u32,
         rdev: u64,
     ) -> Result<Entry> {
+        if was_done() {
+            return self.made_before(parent, name);
+        }
         let kind = FileType::from_raw_mode(mode);
         let kind = if kind == FileType::Unknown {
             FileType::RegularFile
@@ -71,6 +88,9 @@ impl Union {
 
     /// Makes a directory.
     pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
+        if was_done() {
+            return self.made_before(parent, name);
+        }
         let (entry, ()) = self.make(caller, parent, name, true, |dir, name| {
             change::mkdirat(dir, name, permissions(mode))
         })?;
@@ -85,6 +105,9 @@ impl Union {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<Entry> {
+        if was_done() {
+            return self.made_before(parent, name);
+        }
         let (entry, ()) = self.make(caller, parent, name, false, |dir, name| {
             change::symlinkat(target, dir, name)
         })?;
@@ -95,6 +118,9 @@ impl Union {
     /// name leads to the new node too.
     pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
         check_name(name)?;
+        if was_done() {
+            return self.made_before(parent, name);
+        }
         let asked = self.node(node)?;
         let parent = self.dir_node(parent)?;
         let node = self.copy_up(&asked.current(), Depth::Attributes)?;
@@ -113,6 +139,7 @@ impl Union {
         let dir = self.upper_dir(&parent)?;
         let place = self.upper_place(&node)?;
         let free = self.free_name(&parent, &dir, name)?;
+        let begun = self.begin(|| Intent::Link(node.id, place_in(&parent, name)));
         self.mark_for_name(&node, &parent, &dir, &place)?;
         let link = node.state.lock().link.clone();
         if let Some(link) = link {
@@ -131,7 +158,9 @@ impl Union {
             link: None,
             partial: node.blocks().is_some(),
         };
-        self.entry(&parent, name, found)
+        let entry = self.entry(&parent, name, found)?;
+        begun.map(Begun::done);
+        Ok(entry)
     }
 
     /// Makes something new in a directory, by a system call that `make` does.
@@ -148,7 +177,9 @@ impl Union {
         self.copy_up_dir(&parent)?;
         let _names = self.names.read();
         let dir = self.upper_dir(&parent)?;
-        let made = match self.free_name(&parent, &dir, name)? {
+        let free = self.free_name(&parent, &dir, name)?;
+        let begun = self.begin(|| Intent::Make(place_in(&parent, name)));
+        let made = match free {
             FreeName::Free => as_caller(caller, || make(&dir, name))?,
             FreeName::Whiteout => {
                 let stage = self.writable()?.stage(&dir)?;
@@ -169,7 +200,9 @@ impl Union {
             link: None,
             partial: false,
         };
-        Ok((self.entry(&parent, name, found)?, made))
+        let entry = self.entry(&parent, name, found)?;
+        begun.map(Begun::done);
+        Ok((entry, made))
     }
 
     /// Refuses a name that the union shows already; else says whether a whiteout holds it.

@@ -13,10 +13,12 @@ use rustix::fs::{FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::create::FreeName;
+use super::recorded::place;
 use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::Node;
 use crate::marks;
+use crate::record::{Begun, Intent};
 use crate::sys::caller::as_caller;
 use crate::sys::change::{mknodat, renameat_with};
 use crate::sys::place::Place;
@@ -39,6 +41,7 @@ impl Union {
         let _names = self.names.read();
         let dir = self.upper_dir(&parent)?;
         let held = self.free_name(&parent, &dir, name)?;
+        let begun = self.begin(|| Intent::Make(place(&parent, name)));
         let stage = self.stage_device(caller, &parent, &dir, name, mode)?;
         match held {
             FreeName::Whiteout => stage.publish(name, &dir, name, false)?,
@@ -47,7 +50,9 @@ impl Union {
             }
         }
         let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
-        self.entry(&parent, name, found)
+        let entry = self.entry(&parent, name, found)?;
+        begun.map(Begun::done);
+        Ok(entry)
     }
 
     /// Makes the file that stands for a device 0:0, on a stage for the directory `dir`. That is

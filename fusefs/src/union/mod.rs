@@ -20,9 +20,11 @@ mod device;
 mod open;
 mod partial;
 mod readdir;
+mod recorded;
 mod remove;
 mod rename;
 mod resolve;
+mod revive;
 mod seal;
 mod xattr;
 
@@ -44,6 +46,7 @@ use crate::error::{Error, Result};
 use crate::image::{Image, ImageId, InoMap};
 use crate::inode::{Handles, Name, Node, NodeTable, State};
 use crate::marks;
+use crate::record::Record;
 use crate::sys::attr_of;
 use crate::sys::place::Place;
 use crate::types::{FileKind, Ino, NodeId, SetTime};
@@ -72,6 +75,8 @@ pub struct Union {
     metacopy: bool,
     /// The length from which files are copied up in part.
     partial_from: Option<u64>,
+    /// Where the next process finds what this one knew.
+    record: Option<Arc<Record>>,
     /// Upper directories, opened with `O_PATH`.
     dirs: Mutex<LruCache<NodeId, Arc<OwnedFd>>>,
 }
@@ -109,6 +114,7 @@ impl Union {
             sealed: AtomicBool::new(false),
             metacopy: true,
             partial_from: Some(PARTIAL_FROM),
+            record: None,
             dirs: Mutex::new(LruCache::new(OPEN_DIRS)),
         })
     }

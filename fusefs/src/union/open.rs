@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::image::Absent;
 use crate::inode::{Backing, FileHandleState, Node};
 use crate::marks::{self, Data};
+use crate::record::Entry;
 use crate::sys::change;
 use crate::sys::place::Place;
 use crate::types::{Caller, Fh, FileKind, NodeId};
@@ -165,20 +166,32 @@ impl Union {
             if state.is_written_above() != above {
                 return Ok(None);
             }
+            if let Some(orphan) = &state.orphan {
+                self.pin(node, orphan);
+            }
             state.open += 1;
             state.running += u32::from(runs);
             state.backing = Arc::downgrade(&backing);
         }
+        let writes_need_us = writes(flags) && mode & 0o6000 != 0;
         let fh = self.handles.insert(FileHandleState {
             node: Arc::clone(node),
             backing: Arc::clone(&backing),
             writable: above,
             runs,
+            writes_need_us,
+        });
+        self.note(|| Entry::Open {
+            fh,
+            node: node.id,
+            above,
+            runs,
+            writes_need_us,
         });
         Ok(Some(Opened {
             fh,
             backing,
-            writes_need_us: writes(flags) && mode & 0o6000 != 0,
+            writes_need_us,
             copied_up: false,
         }))
     }
@@ -188,6 +201,8 @@ impl Union {
         let Some(file) = self.handles.remove(fh) else {
             return;
         };
+        // Before the client's number for the file is given back: that is done once more if need be.
+        self.note(|| Entry::Close(fh));
         let is_last = {
             let mut state = file.node.state.lock();
             state.open = state.open.saturating_sub(1);
@@ -223,6 +238,16 @@ impl Union {
             }
             file.backing.write(offset, data)
         })
+    }
+
+    /// Makes durable what was just written with `O_SYNC` or `O_DSYNC`, if the kernel does not see to it: it
+    /// asks for an fsync after a write to its cache, and syncs the file itself with passthrough, but
+    /// does neither for writes that need us ([`Opened::writes_need_us`]).
+    pub fn written(&self, fh: Fh, flags: OFlags) -> Result<()> {
+        if flags.contains(OFlags::DSYNC) && self.with_file(fh, |file| Ok(file.writes_need_us))? {
+            return self.fsync(fh, !flags.contains(OFlags::SYNC));
+        }
+        Ok(())
     }
 
     /// Makes a file durable (`datasync`: its data and what is needed to read it, which after a
@@ -295,7 +320,7 @@ impl Union {
     }
 
     /// The backing file of a node, the open one or a new one, and whether it is the upper's.
-    fn backing(&self, node: &Arc<Node>, writes: bool) -> Result<(Arc<Backing>, bool)> {
+    pub(super) fn backing(&self, node: &Arc<Node>, writes: bool) -> Result<(Arc<Backing>, bool)> {
         let (known, image, upper, blocks) = {
             let state = node.state.lock();
             let blocks = state.blocks.clone();

@@ -9,10 +9,12 @@ use rustix::fs::{AtFlags, Stat, statat};
 use rustix::io::Errno;
 
 use super::copy_up::Depth;
+use super::recorded::{place, was_done};
 use super::resolve::Found;
 use super::{Union, check_name, keeping_times, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::Node;
+use crate::record::{Begun, Entry, Intent};
 use crate::sys::change::unlinkat;
 use crate::sys::place::Place;
 use crate::types::{FileKind, NodeId};
@@ -20,6 +22,9 @@ use crate::types::{FileKind, NodeId};
 impl Union {
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        if was_done() {
+            return Ok(());
+        }
         let parent = self.dir_to_remove_from(parent, name)?;
         let (_names, found) = self.found_to_remove(&parent, name)?;
         if found.attr.kind == FileKind::Directory {
@@ -32,6 +37,9 @@ impl Union {
 
     /// Removes an empty directory.
     pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        if was_done() {
+            return Ok(());
+        }
         let held = self.hold(&self.dir_node(parent)?, name)?;
         let node = held.current()?;
         if !node.is_dir() {
@@ -62,6 +70,7 @@ impl Union {
         remove: impl FnOnce(&Arc<OwnedFd>) -> Result<()>,
     ) -> Result<()> {
         let dir = self.upper_dir(parent)?;
+        let begun = self.begin(|| Intent::Remove(place(parent, name), found.attr.ino));
         let leaving = self.prepare_leave(parent, &dir, name, found)?;
         if self.image_entry(parent, name)?.is_some() {
             let old = found.upper.then_some(found.attr.kind);
@@ -73,6 +82,7 @@ impl Union {
             parent.subdirs_changed();
         }
         self.leave(leaving);
+        begun.map(Begun::done);
         Ok(())
     }
 
@@ -161,6 +171,9 @@ impl Union {
             orphan: None,
             link: found.link.clone(),
         };
+        if let Some(node) = &leaving.node {
+            self.write_image(node, node.image());
+        }
         if let Some(link) = &leaving.link {
             self.materialise(link, parent, dir, name)?;
             self.writable()?.links().count_with_upper(link)?;
@@ -174,7 +187,9 @@ impl Union {
                 state.orphan.is_none() && state.names.iter().all(|known| known.is(parent, name))
             };
             if last {
-                leaving.orphan = Some(Arc::new(Place::at(dir, name).open_path()?));
+                let file = Arc::new(Place::at(dir, name).open_path()?);
+                self.pin_if_used(node, &file);
+                leaving.orphan = Some(file);
             }
         }
         Ok(leaving)
@@ -185,7 +200,7 @@ impl Union {
     pub(super) fn leave(&self, leaving: Leaving) {
         let mut orphan = leaving.orphan;
         if let Some(link) = &leaving.link {
-            match self.leave_index(link) {
+            match self.leave_index(link, leaving.node.as_deref()) {
                 Ok(None) => {}
                 Ok(last) => orphan = last,
                 Err(error) => {
@@ -200,6 +215,7 @@ impl Union {
         state
             .names
             .retain(|known| !known.is(&leaving.parent, &leaving.name));
+        self.note(|| Entry::Unname(node.id, place(&leaving.parent, &leaving.name)));
         if orphan.is_some() {
             state.link = None;
             state.orphan = orphan;
@@ -211,8 +227,12 @@ impl Union {
     }
 
     /// Takes a file out of the index if its last name has gone, and returns it.
-    fn leave_index(&self, link: &Place) -> Result<Option<Arc<OwnedFd>>> {
+    fn leave_index(&self, link: &Place, node: Option<&Node>) -> Result<Option<Arc<OwnedFd>>> {
         let file = Arc::new(link.open_path()?);
+        // Kept for nothing if another name is left, until the node is forgotten.
+        if let Some(node) = node {
+            self.pin_if_used(node, &file);
+        }
         let gone = self.writable()?.links().remove_if_unused(link)?;
         Ok(gone.then_some(file))
     }

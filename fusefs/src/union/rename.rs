@@ -14,12 +14,14 @@ use rustix::fs::{AtFlags, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::copy_up::Depth;
+use super::recorded::{place, was_done};
 use super::remove::stat_if_any;
 use super::resolve::Held;
 use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::{Name, Node};
 use crate::marks;
+use crate::record::{Begun, Entry, Intent};
 use crate::sys::change::{renameat_with, unlinkat};
 use crate::sys::dir::read_dir;
 use crate::sys::kind_of;
@@ -82,6 +84,9 @@ impl Union {
         flags: RenameFlags,
     ) -> Result<()> {
         check_name(new_name)?;
+        if was_done() {
+            return Ok(());
+        }
         if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
             return Err(Error::Invalid);
         }
@@ -116,11 +121,23 @@ impl Union {
         let from = self.end(parent, name)?;
         let to = self.end(new_parent, new_name)?;
         self.materialise_end(&moved, &from)?;
+        let exchanged = match &target {
+            Some(target) if exchange => Some(target.current()?.id),
+            _ => None,
+        };
+        let begun = self.begin(|| Intent::Rename {
+            node: moved.id,
+            from: place(&from.parent, from.name),
+            to: place(&to.parent, to.name),
+            exchange: exchanged,
+        });
         match device_of {
             Some(caller) => self.replace_with_device(caller, from, &to, &moved, target.as_ref()),
             None if exchange => self.exchange(&from, &to, &moved, target.as_ref()),
             None => self.replace(&from, &to, &moved, target.as_ref()),
-        }
+        }?;
+        begun.map(Begun::done);
+        Ok(())
     }
 
     /// Opens one end.
@@ -154,8 +171,8 @@ impl Union {
             to.name,
             RenameFlags::EXCHANGE,
         )?;
-        moved_on_disk(moved, from, to);
-        moved_on_disk(&target, to, from);
+        self.moved_on_disk(moved, from, to);
+        self.moved_on_disk(&target, to, from);
         Ok(())
     }
 
@@ -182,7 +199,7 @@ impl Union {
         if let Some(leaving) = leaving {
             self.leave(leaving);
         }
-        moved_on_disk(moved, from, to);
+        self.moved_on_disk(moved, from, to);
         Ok(())
     }
 
@@ -258,6 +275,24 @@ impl Union {
         }
     }
 
+    /// Gives a node its new name, after the disk has it. Nothing can undo that, so nothing here fails.
+    fn moved_on_disk(&self, node: &Node, from: &End<'_>, to: &End<'_>) {
+        let mut state = node.state.lock();
+        state
+            .names
+            .retain(|known| !known.is(&from.parent, from.name));
+        state.names.push(Name::new(&to.parent, to.name));
+        self.note(|| {
+            let (from, to) = (place(&from.parent, from.name), place(&to.parent, to.name));
+            Entry::Moved(node.id, from, to)
+        });
+        drop(state);
+        if node.is_dir() {
+            from.parent.subdirs_changed();
+            to.parent.subdirs_changed();
+        }
+    }
+
     fn materialise_end(&self, node: &Node, end: &End<'_>) -> Result<()> {
         let link = node.state.lock().link.clone();
         match link {
@@ -312,20 +347,6 @@ impl Union {
             upper.discard(&whiteout);
         }
         Ok(renamed?)
-    }
-}
-
-/// Gives a node its new name, after the disk has it. Nothing can undo that, so nothing here fails.
-fn moved_on_disk(node: &Node, from: &End<'_>, to: &End<'_>) {
-    let mut state = node.state.lock();
-    state
-        .names
-        .retain(|known| !known.is(&from.parent, from.name));
-    state.names.push(Name::new(&to.parent, to.name));
-    drop(state);
-    if node.is_dir() {
-        from.parent.subdirs_changed();
-        to.parent.subdirs_changed();
     }
 }
 

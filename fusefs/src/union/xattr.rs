@@ -11,9 +11,11 @@ use rustix::io::Errno;
 
 use super::Union;
 use super::copy_up::Depth;
+use super::recorded::was_begun;
 use crate::error::{Error, Result};
 use crate::inode::Node;
 use crate::marks;
+use crate::record::{Begun, Intent};
 use crate::types::NodeId;
 
 impl Union {
@@ -68,19 +70,39 @@ impl Union {
         if self.is_devices_own(&node, &name)? {
             return Err(Error::NotPermitted);
         }
-        Ok(self.upper_place(&node)?.set_xattr(&name, value, flags)?)
+        let place = self.upper_place(&node)?;
+        if !flags.contains(XattrFlags::CREATE) {
+            return Ok(place.set_xattr(&name, value, flags)?);
+        }
+        let mut flags = flags;
+        if was_begun() {
+            flags.remove(XattrFlags::CREATE);
+        } else if place.xattr(&name)?.is_some() {
+            return Err(Error::Exists);
+        }
+        let begun = self.begin(|| Intent::Xattr);
+        place.set_xattr(&name, value, flags)?;
+        begun.map(Begun::done);
+        Ok(())
     }
 
     /// Removes an xattr.
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
         // Nothing is copied up for an xattr that is not there.
-        self.getxattr(node, name)?;
+        match self.getxattr(node, name) {
+            Err(Error::NoXattr) if was_begun() => return Ok(()),
+            other => drop(other?),
+        }
         let node = self.copy_up(&self.current(node)?, Depth::Attributes)?;
         let _names = self.names.read();
-        match self.upper_place(&node)?.remove_xattr(&stored_name(name)?) {
-            Err(Errno::NODATA) => Err(Error::NoXattr),
-            other => Ok(other?),
+        let place = self.upper_place(&node)?;
+        let begun = self.begin(|| Intent::Xattr);
+        match place.remove_xattr(&stored_name(name)?) {
+            Err(Errno::NODATA) => return Err(Error::NoXattr),
+            other => other?,
         }
+        begun.map(Begun::done);
+        Ok(())
     }
 
     /// Whether an xattr on disk is part of what makes a file a device 0:0, which a container sees

@@ -22,7 +22,7 @@ fn root() -> (tempfile::TempDir, Layout) {
     all.commit("top", "a2", &none).expect("commit");
     all.prepare("run", "top", &none).expect("prepare");
     all.view("look", "top", &none).expect("view");
-    all.close();
+    all.close(false);
     drop(all);
     let layout = Layout::of(dir.path()).expect("layout");
     assert_eq!(check(dir.path()).expect("check"), [], "a whole root");

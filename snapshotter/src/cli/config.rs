@@ -131,20 +131,53 @@ fn systemd(config: &Config, file: Option<&Path>) -> String {
 Description=Lamina snapshotter for containerd
 Before=containerd.service
 After=local-fs.target
+# Containers wait for the daemon: it is started again however often it fails.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 ExecStart={command}
-Restart=on-failure
-RestartSec=1
-# Mounts must be seen by containerd: no option here may give the daemon a mount namespace of its own.
-KillMode=mixed
+Restart=always
+# At once, then less and less often (systemd 254; an older one warns that it does not know two of these).
+RestartSec=100ms
+RestartSteps=8
+RestartMaxDelaySec=30
+TimeoutStartSec=10min
 TimeoutStopSec=30
-LimitNOFILE=1048576
-TasksMax=infinity
+# A daemon whose parts do not answer any more is killed and started again.
+WatchdogSec=60
+
+# What outlives the daemon. systemd 254 keeps it itself, up to this many descriptors: two for each
+# container, and one for each file that a container has open and has deleted.
+FileDescriptorStoreMax=16384
+# An older one does not say that it would; a process of Lamina's own does then. It belongs to this
+# service, and neither a stop nor somebody else's hunger for memory may end it; its socket lies in the
+# runtime directory.
+KillMode=process
+OOMPolicy=continue
 OOMScoreAdjust=-999
 RuntimeDirectory=lamina
 RuntimeDirectoryMode=0700
+RuntimeDirectoryPreserve=yes
+
+LimitNOFILE=1048576
+TasksMax=infinity
+
+# Mounts must be seen by containerd, so nothing here may give the daemon a mount namespace of its own:
+# no PrivateTmp=, PrivateDevices=, PrivateMounts=, ProtectSystem=, ProtectHome=, ProtectProc=,
+# ProtectKernelModules=, ProtectKernelTunables=, ProtectKernelLogs=, ProtectControlGroups=, no paths
+# made read-only or inaccessible. No RestrictSUIDSGID= either: images have such files. What is left:
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+RestrictNamespaces=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+SystemCallArchitectures=native
+KeyringMode=private
+CapabilityBoundingSet=~CAP_AUDIT_CONTROL CAP_AUDIT_READ CAP_BLOCK_SUSPEND CAP_BPF CAP_NET_ADMIN
+CapabilityBoundingSet=~CAP_NET_BROADCAST CAP_NET_RAW CAP_PERFMON CAP_SYS_BOOT CAP_SYS_MODULE
+CapabilityBoundingSet=~CAP_SYS_PACCT CAP_SYS_RAWIO CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_SYSLOG
+CapabilityBoundingSet=~CAP_WAKE_ALARM
 
 [Install]
 WantedBy=multi-user.target
@@ -203,6 +236,31 @@ mod tests {
             transfer["unpack_config"][0]["snapshotter"].as_str(),
             Some("lamina")
         );
+    }
+
+    #[test]
+    fn the_unit_leaves_the_daemon_in_the_mount_namespace_of_the_host() {
+        let unit = systemd(&Config::default(), None);
+        for line in unit.lines().filter(|line| !line.starts_with('#')) {
+            // All that systemd.exec(5) says of file systems makes one.
+            let makes_one = [
+                "Private",
+                "Protect",
+                "ReadOnly",
+                "Inaccessible",
+                "Bind",
+                "Root",
+            ]
+            .iter()
+            .chain(&[
+                "MountFlags",
+                "MountAPIVFS",
+                "TemporaryFileSystem",
+                "ExecPaths",
+            ])
+            .any(|option| line.starts_with(option));
+            assert!(!makes_one, "{line}");
+        }
     }
 
     #[test]

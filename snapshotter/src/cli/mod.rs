@@ -1,6 +1,6 @@
 //! The command line: one file for each command, and what they share.
 //!
-//! - `serve` is the daemon that containerd talks to.
+//! - `serve` is the daemon that containerd talks to, `hold` keeps for it what must outlive it.
 //! - `mount` is a union without containerd (`mount_options` reads its `-o`).
 //! - `status` and `check` look at a root, for people and for programs.
 //! - `cache` is for the files of lazy layers.
@@ -14,6 +14,7 @@ mod bench;
 mod cache;
 mod check;
 mod config;
+mod hold;
 mod image;
 mod logging;
 mod mount;
@@ -65,6 +66,9 @@ enum Command {
     Image(image::ImageArgs),
     /// Race against overlayfs on this host: a table in about five minutes
     Bench(bench::BenchArgs),
+    /// Keep the descriptors of a daemon that may be killed; the daemon starts this by itself
+    #[command(hide = true)]
+    Hold(hold::HoldArgs),
     /// Print configuration files to begin with
     Config(config::ConfigArgs),
     /// Print the version
@@ -123,6 +127,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode> {
         Command::Cache(args) => cache::run(args),
         Command::Image(args) => image::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Hold(args) => hold::run(args),
         Command::Config(args) => config::run(args),
         Command::Version => Ok(version()),
         Command::Completions { shell } => {

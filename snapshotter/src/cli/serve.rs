@@ -1,13 +1,16 @@
 //! `lamina serve`: configuration, logging and signals around the daemon.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use lamina_fusefs::memory;
 use lamina_snapshotter::config::{Config, LogFormat};
-use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::daemon::{self, ServeOptions, Stop};
+use lamina_snapshotter::hold::Keeper;
 use lamina_snapshotter::upper_mode::UpperMode;
+use lamina_snapshotter::watchdog::{self, Watchdog};
 use sd_notify::NotifyState;
 
 use super::{PlaceArgs, logging, signals};
@@ -19,6 +22,9 @@ const EXAMPLES: &str = "Examples:
 
 Flags override the environment, and that overrides the configuration file
 (`lamina config default` prints one). SIGTERM and ctrl-C stop the daemon.";
+
+/// How long the runtime may take to run something before it counts as stuck.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Arguments of `lamina serve`.
 #[derive(Args, Debug)]
@@ -47,6 +53,13 @@ pub(super) struct ServeArgs {
     /// Copy up only the blocks of a large file that are written [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_PARTIAL_COPY_UP")]
     partial_copy_up: Option<bool>,
+    /// Who keeps the mounts of running containers while there is no daemon: auto, systemd, process or
+    /// none [default: auto]
+    #[arg(long, value_name = "WHO", env = "LAMINA_HOLDER")]
+    holder: Option<Keeper>,
+    /// How long a process does so, in seconds [default: 300]
+    #[arg(long, value_name = "N", env = "LAMINA_HOLD_SECS")]
+    hold_secs: Option<u64>,
     /// Serve layers without unpacking them, where containerd says which they are [default: true]
     #[arg(long, value_name = "BOOL", env = "LAMINA_LAZY")]
     lazy: Option<bool>,
@@ -92,6 +105,12 @@ impl ServeArgs {
         if let Some(partial) = self.partial_copy_up {
             config.partial_copy_up = partial;
         }
+        if let Some(holder) = self.holder {
+            config.holder = holder;
+        }
+        if let Some(seconds) = self.hold_secs {
+            config.hold_secs = seconds;
+        }
         if let Some(lazy) = self.lazy {
             config.lazy.enabled = lazy;
         }
@@ -114,6 +133,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let config = args.load()?;
     logging::init(&config.log.level, config.log.format)?;
     let options = ServeOptions {
+        holder: config.hold(),
         root: config.root,
         address: config.address,
         threads: config.threads,
@@ -133,12 +153,21 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    let handle = runtime.handle().clone();
+    let _dog = Watchdog::start(move || watchdog::is_running(&handle, ANSWER))
+        .context("cannot start the watchdog's thread")?;
     runtime.block_on(async {
         let stop = signals::stop()?;
         let shutdown = async {
             let signal = stop.await;
             tracing::info!(signal, "stopping");
             notify(&[NotifyState::Stopping]);
+            // Ctrl-C is somebody who wants it gone; SIGTERM may be an upgrade.
+            if signal == "SIGINT" {
+                Stop::End
+            } else {
+                Stop::Leave
+            }
         };
         Box::pin(daemon::serve(options, ready, shutdown)).await?;
         tracing::info!("stopped");

@@ -12,6 +12,7 @@ use super::*;
 use crate::check::check;
 use crate::error::Code;
 use crate::serve::testing::FakeMounter;
+use crate::store::tables::damage;
 use crate::testing::Small;
 
 fn open(root: &Path) -> (Snapshots, FakeMounter, Report) {
@@ -137,6 +138,28 @@ fn a_snapshot_keeps_who_holds_its_upper() {
     assert_eq!(upper("kernel"), Some((Some("kernel".to_owned()), mount(1))));
     assert_eq!(upper("union"), Some((Some("union".to_owned()), mount(3))));
     assert_eq!(upper("base"), Some((None, None)));
+}
+
+#[test]
+fn a_layer_that_is_unpacked_above_a_lazy_one_has_the_kernels_upper() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (all, _, _) = open(dir.path());
+    layer(&all, "base", "");
+    let store = all.layout.store();
+    drop(all);
+    damage::edit(&store, "base", |record| record.lazy = true);
+    let (all, _, _) = open(dir.path());
+    let mounts = all.prepare("extract-2 top", "base", &none());
+    let image = all.layout.mount(1).display().to_string();
+    let options = &mounts.expect("prepare")[0].options;
+    assert!(
+        options.contains(&format!("lowerdir={image}")),
+        "{options:?}"
+    );
+    all.commit("top", "extract-2 top", &none()).expect("commit");
+    // Its origins are inodes of a mount that is gone, and `lamina check` says nothing of them.
+    let record = all.store.get("top").expect("record").record;
+    assert_eq!(record.upper, UpperMode::Kernel);
 }
 
 #[test]
@@ -312,7 +335,7 @@ fn nothing_is_mounted_after_the_close() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (all, mounter, _) = open(dir.path());
     layer(&all, "base", "");
-    all.close();
+    all.close(false);
     all.prepare("late", "base", &none()).expect_err("closed");
     all.view("late", "base", &none()).expect_err("closed");
     assert!(mounter.names().is_empty());

@@ -135,6 +135,11 @@ impl Layout {
         self.root.join("lock")
     }
 
+    /// The socket of the process that keeps what outlives the daemon.
+    pub fn holder(&self) -> PathBuf {
+        self.root.join("hold.sock")
+    }
+
     /// A scratch directory, for probing what the file system can do.
     pub fn probe(&self) -> PathBuf {
         self.root.join("probe")

@@ -101,7 +101,7 @@ impl Scene {
 /// Removing the last image takes its files along.
 pub(super) fn wait_until_cache_is_empty(host: &Host) -> Result<()> {
     let files = host.snapshotter_root().join("cache/files");
-    wait_for("the cache is empty", Duration::from_secs(10), || {
+    wait_for("the cache is empty", Duration::from_mins(1), || {
         let dirs = fs::read_dir(&files).into_iter().flatten().flatten();
         dirs.map(|dir| fs::read_dir(dir.path()).map_or(0, Iterator::count))
             .sum::<usize>()

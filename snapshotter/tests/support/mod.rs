@@ -21,6 +21,7 @@ use containerd_snapshots::tonic::transport::{Channel, Endpoint, Uri};
 use lamina_snapshotter::Error;
 use lamina_snapshotter::check::check;
 use lamina_snapshotter::daemon::{self, ServeOptions};
+use lamina_snapshotter::hold::{self, Keeper};
 use lamina_snapshotter::lazy::keeper;
 use lamina_snapshotter::serve::Mounter;
 use lamina_snapshotter::serve::testing::FakeMounter;
@@ -52,6 +53,10 @@ pub fn options(dir: &Path) -> ServeOptions {
         cache: keeper::Limits::default(),
         limits: lamina_fusefs::blob::Limits::default(),
         cri: None,
+        holder: hold::Options {
+            keeper: Keeper::None,
+            ..hold::Options::default()
+        },
     }
 }
 

@@ -1,7 +1,10 @@
 //! What must be left of a file: its name after a power loss, its last link, a link for each name
 //! once it is sealed.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
+use crate::sys::change::faults::{self, Fault};
 
 #[test]
 fn a_removed_file_that_only_the_image_has_counts_no_link() {
@@ -46,6 +49,33 @@ fn the_first_fdatasync_after_a_rename_of_ours_takes_the_name_along() {
         union.release(opened.fh);
         assert!(name_synced(path), "{path}");
     }
+}
+
+/// The kernel hands such a write on, and asks for no fsync after it.
+#[test]
+fn a_synchronous_write_to_a_set_id_file_is_durable() {
+    let bed = Bed::new();
+    bed.lower("plain", "image").lower("set-id", "image");
+    let mode = fs::Permissions::from_mode(0o4755);
+    fs::set_permissions(bed.path("lower/set-id"), mode).unwrap();
+    let union = bed.union();
+    let syncs = |path: &str, opened_with: OFlags, written_with: OFlags| {
+        let node = walk(&union, path).node;
+        let opened = union.open(ROOT, node, OFlags::RDWR | opened_with).unwrap();
+        union.write(opened.fh, 0, b"I", false).unwrap();
+        let written = || union.written(opened.fh, written_with).unwrap();
+        let ((), steps) = faults::with(Fault::Never, written);
+        union.release(opened.fh);
+        steps
+    };
+    for flag in [OFlags::DSYNC, OFlags::SYNC] {
+        assert_eq!(syncs("set-id", flag, flag), 1);
+        // Passthrough, or an fsync that the kernel asks for.
+        assert_eq!(syncs("plain", flag, flag), 0);
+    }
+    assert_eq!(syncs("set-id", OFlags::empty(), OFlags::empty()), 0);
+    // RWF_DSYNC of one write alone: the name has been synced above.
+    assert_eq!(syncs("set-id", OFlags::empty(), OFlags::DSYNC), 1);
 }
 
 #[test]

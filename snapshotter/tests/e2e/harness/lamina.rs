@@ -38,8 +38,9 @@ pub fn binary() -> Result<PathBuf> {
 
 /// The process that holds the connections of the daemon at `address`.
 pub fn holder_of(address: &Path) -> Option<u32> {
-    let held = format!("{}.hold", address.display());
-    let named = families(&held);
+    // The root lies beside the socket, and has its name.
+    let held = address.with_extension("").join("hold.sock");
+    let named = families(&held.display().to_string());
     named.into_iter().map(|(pid, _)| pid).next()
 }
 

@@ -117,7 +117,17 @@ impl Ground {
 
     /// A union after its past, and what the scene needs.
     pub(super) fn prepare(&self, place: &UpperPlace, scene: &Scene) -> Union {
-        let mut union = self.mount(place);
+        self.prepare_mounted(place, scene, |place| self.mount(place))
+    }
+
+    /// The same, mounted in another way.
+    pub(super) fn prepare_mounted(
+        &self,
+        place: &UpperPlace,
+        scene: &Scene,
+        mount: impl Fn(&UpperPlace) -> Union,
+    ) -> Union {
+        let mut union = mount(place);
         match self.past {
             Past::None | Past::Mounted | Past::Readers => {}
             Past::Crashed => {
@@ -126,7 +136,7 @@ impl Ground {
                     drop(union);
                     result
                 });
-                union = self.mount(place);
+                union = mount(place);
             }
             Past::InPart => scenes::open(&union, "d/in", OFlags::RDWR).unwrap(),
             Past::CopiedUp => {
@@ -138,7 +148,7 @@ impl Ground {
         (scene.before)(&union);
         if self.past == Past::Mounted {
             drop(union);
-            union = self.mount(place);
+            union = mount(place);
         }
         union
     }

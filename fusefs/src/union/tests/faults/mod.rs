@@ -9,6 +9,7 @@
 //! the file system of the temporary directory too. `LAMINA_FAULTS_ONLY=words` tries the scenes
 //! whose names hold these words, and fails at the end, because they are too few.
 
+mod again;
 mod ground;
 mod scenes;
 
