@@ -95,8 +95,8 @@ fn kill_once(scene: &mut Scene, moments: &mut Moments, most: u64) -> Result<u64>
         moments.kill_while_it_starts(scene, &mut kill)?;
     }
     scene.wait_ready()?;
-    scene.look()?;
     moments.remember(kill);
+    scene.look()?;
     Ok(kill.times)
 }
 
@@ -121,8 +121,8 @@ fn a_killed_holder_is_replaced_by_another_that_holds_everything() -> Result<()> 
         // The new one has everything: a new daemon goes on with what it gets from there.
         let kill = moments::kill(&mut scene)?;
         scene.wait_ready().with_context(|| moments.told(round))?;
-        scene.look().with_context(|| moments.told(round))?;
         moments.remember(kill);
+        scene.look().with_context(|| moments.told(round))?;
     }
     scene.end_load().with_context(|| moments.told(0))?;
     tell(&scene, &mut moments)?;
@@ -167,8 +167,8 @@ fn no_container_notices_an_upgrade_and_a_downgrade() -> Result<()> {
         let binary = if round % 2 == 0 { &old } else { &new };
         let stop = moments::replace(&mut scene, binary)?;
         scene.wait_ready().with_context(|| moments.told(round))?;
-        scene.look().with_context(|| moments.told(round))?;
         moments.remember(stop);
+        scene.look().with_context(|| moments.told(round))?;
     }
     scene.end_load().with_context(|| moments.told(0))?;
     tell(&scene, &mut moments)?;

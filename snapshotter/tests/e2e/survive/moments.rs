@@ -28,6 +28,8 @@ pub(super) type Micros = u128;
 pub(super) struct Kill {
     pub(super) at: Micros,
     pub(super) times: u64,
+    /// How long it took until one answered.
+    pub(super) answered: Micros,
 }
 
 /// The moments of a run.
@@ -73,7 +75,9 @@ impl Moments {
         scene.begin(&binary()?)
     }
 
-    pub(super) fn remember(&mut self, kill: Kill) {
+    /// A daemon answers again.
+    pub(super) fn remember(&mut self, mut kill: Kill) {
+        kill.answered = now().saturating_sub(kill.at);
         self.kills.push(kill);
     }
 
@@ -88,7 +92,11 @@ pub(super) fn kill(scene: &mut Scene) -> Result<Kill> {
     let at = now();
     scene.kill();
     scene.begin(&binary()?)?;
-    Ok(Kill { at, times: 1 })
+    Ok(Kill {
+        at,
+        times: 1,
+        answered: 0,
+    })
 }
 
 /// Stops the daemon as an administrator does, and starts another.
@@ -96,7 +104,11 @@ pub(super) fn replace(scene: &mut Scene, binary: &Path) -> Result<Kill> {
     let at = now();
     scene.stop_snapshotter()?;
     scene.begin(binary)?;
-    Ok(Kill { at, times: 1 })
+    Ok(Kill {
+        at,
+        times: 1,
+        answered: 0,
+    })
 }
 
 /// Lets the load go on where nobody is killed.

@@ -11,12 +11,15 @@ use super::scene::report;
 /// What begins so long after a death has nothing to do with it.
 const AFTER: Micros = 5_000_000;
 
-/// The longest call after each death.
+/// The longest call of a container after each death.
 #[derive(Default)]
 pub(super) struct Pauses {
+    /// It met one death.
     alone: Longest,
-    /// Daemons were killed before they answered.
+    /// It met several: daemons were killed before they had answered it.
     several: Longest,
+    /// From a death until the socket of the next daemon answered.
+    sockets: Vec<Micros>,
 }
 
 #[derive(Default)]
@@ -25,8 +28,8 @@ struct Longest {
     slowest: Vec<Micros>,
 }
 
-/// The slow calls of one container: when each began and how long it took.
-type Calls = Vec<(Micros, Micros)>;
+/// When a call began and how long it took.
+type Call = (Micros, Micros);
 
 impl Pauses {
     /// Adds what the containers have written there, who have seen these deaths.
@@ -38,38 +41,58 @@ impl Pauses {
             let found = containers
                 .iter()
                 .map(|calls| longest(calls, kill.at, until));
-            let found: Vec<_> = found.collect();
-            let kept = if kill.times == 1 {
-                &mut self.alone
-            } else {
-                &mut self.several
-            };
-            kept.slowest.extend(found.iter().max());
-            kept.each.extend(found);
+            let found: Vec<Call> = found.collect();
+            for (_, took) in &found {
+                self.of(&found, kill, kills).each.push(*took);
+            }
+            let slowest = found.iter().map(|(_, took)| *took).max();
+            self.of(&found, kill, kills).slowest.extend(slowest);
+            if kill.times == 1 {
+                self.sockets.push(kill.answered);
+            }
         }
         Ok(())
     }
 
+    /// Where the pauses after this death belong.
+    fn of(&mut self, calls: &[Call], kill: &Kill, kills: &[Kill]) -> &mut Longest {
+        let met = |(at, took): &Call| {
+            let met = kills
+                .iter()
+                .filter(|kill| *at < kill.at && kill.at < at + took);
+            met.count() > 1
+        };
+        if kill.times > 1 || calls.iter().any(met) {
+            &mut self.several
+        } else {
+            &mut self.alone
+        }
+    }
+
     /// Prints them: of each container, and of the one that waited longest.
     pub(super) fn tell(self) {
-        let kinds = [
-            ("one death", self.alone),
-            ("several before a daemon answered", self.several),
+        let lines = [
+            ("pauses, one death, of each container", self.alone.each),
+            ("pauses, one death, of the slowest", self.alone.slowest),
+            (
+                "pauses, several deaths, of each container",
+                self.several.each,
+            ),
+            (
+                "pauses, several deaths, of the slowest",
+                self.several.slowest,
+            ),
+            ("until the next daemon's socket answers", self.sockets),
         ];
-        for (kind, found) in kinds {
-            for (who, values) in [
-                ("each container", found.each),
-                ("the slowest", found.slowest),
-            ] {
-                if !values.is_empty() {
-                    report(&format!("pauses, {kind}, of {who}: {}", spread(values)));
-                }
+        for (what, values) in lines {
+            if !values.is_empty() {
+                report(&format!("{what}: {}", spread(values)));
             }
         }
     }
 }
 
-fn read(dir: &Path) -> Result<Vec<Calls>> {
+fn read(dir: &Path) -> Result<Vec<Vec<Call>>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -84,18 +107,21 @@ fn read(dir: &Path) -> Result<Vec<Calls>> {
             let (at, took) = line.split_once(' ')?;
             Some((at.parse().ok()?, took.parse().ok()?))
         };
-        let parsed: Option<Calls> = text.lines().map(parse).collect();
+        let parsed: Option<Vec<Call>> = text.lines().map(parse).collect();
         all.push(parsed.with_context(|| path.display().to_string())?);
     }
     Ok(all)
 }
 
-/// The longest of the calls that were under way at some time between these two; 0: none was slow.
-fn longest(calls: &[(Micros, Micros)], from: Micros, until: Micros) -> Micros {
+/// The longest of the calls that were under way at some time between these two; none was slow:
+/// one that took no time.
+fn longest(calls: &[Call], from: Micros, until: Micros) -> Call {
     let met = calls
         .iter()
         .filter(|(at, took)| *at < until && at + took > from);
-    met.map(|(_, took)| *took).max().unwrap_or(0)
+    met.max_by_key(|(_, took)| *took)
+        .copied()
+        .unwrap_or((from, 0))
 }
 
 /// Some quantiles, in milliseconds.
