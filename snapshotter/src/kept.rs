@@ -233,7 +233,7 @@ pub(crate) fn is_used(at: &Path, device: (u32, u32)) -> bool {
     false
 }
 
-/// Whether a mountinfo table (proc_pid_mountinfo(5)) has a use of a mount beside the mount itself.
+/// Whether a mountinfo table (`proc_pid_mountinfo(5)`) has a use of a mount beside the mount itself.
 fn uses(table: &str, at: &Path, (major, minor): (u32, u32)) -> bool {
     let (at, device) = (at.to_string_lossy(), format!("{major}:{minor}"));
     table.lines().any(|line| {

@@ -191,7 +191,7 @@ impl Record {
     pub(crate) fn begin(&self, intent: Intent) -> Begun<'_> {
         self.write_of_request(Entry::Begin(intent));
         Begun {
-            record: self,
+            record: Some(self),
             done: false,
         }
     }
@@ -312,9 +312,10 @@ impl std::fmt::Debug for Record {
     }
 }
 
-/// A change of names under way.
+/// A change of names under way, and where its end is written down.
+#[derive(Default)]
 pub(crate) struct Begun<'r> {
-    record: &'r Record,
+    record: Option<&'r Record>,
     done: bool,
 }
 
@@ -327,7 +328,9 @@ impl Begun<'_> {
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        self.record.write_of_request(Entry::End(self.done));
+        if let Some(record) = self.record {
+            record.write_of_request(Entry::End(self.done));
+        }
     }
 }
 

@@ -700,7 +700,7 @@ impl Filesystem for Handler {
                 let Some(entry) = alone.take() else {
                     return reply.ok();
                 };
-                if let Err(error) = unlinked::answer(&*self.device, request.unique().0, &entry) {
+                if let Err(error) = unlinked::answer(&self.device, request.unique().0, &entry) {
                     tracing::warn!(%ino, name = ?entry.name, %error, "a listing ends early");
                 }
                 // fuser wants an answer of its own. The kernel takes one; this one is refused.

@@ -100,7 +100,7 @@ impl Shared {
     }
 
     fn number(&self, at: usize) -> Option<&AtomicU64> {
-        if at % 8 != 0 || !self.has(at, 8) {
+        if !at.is_multiple_of(8) || !self.has(at, 8) {
             return None;
         }
         // SAFETY: the mapping begins at a page and `at` is a multiple of 8, so it is aligned; it lies

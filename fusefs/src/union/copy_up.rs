@@ -204,13 +204,13 @@ impl Union {
         let _names = self.names.read();
         let name = node.state.lock().names.first().cloned();
         // Whoever still holds a removed one gets a copy without a name, as of a file.
-        let orphan = match name {
-            Some(name) => copy.publish(self, &name).map(|()| None)?,
-            None => {
-                let file = Arc::new(copy.place().open_path()?);
-                self.pin(node, &file);
-                Some(file)
-            }
+        let orphan = if let Some(name) = name {
+            copy.publish(self, &name)?;
+            None
+        } else {
+            let file = Arc::new(copy.place().open_path()?);
+            self.pin(node, &file);
+            Some(file)
         };
         let mut state = node.state.lock();
         (state.upper, state.orphan) = (true, orphan);

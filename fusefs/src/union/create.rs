@@ -21,7 +21,7 @@ use super::{Opened, Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::{Backing, Node};
 use crate::marks::{self, WHITEOUT_DEVICE};
-use crate::record::{Begun, Intent};
+use crate::record::Intent;
 use crate::sys::attr_of;
 use crate::sys::caller::as_caller;
 use crate::sys::change;
@@ -159,7 +159,7 @@ impl Union {
             partial: node.blocks().is_some(),
         };
         let entry = self.entry(&parent, name, found)?;
-        begun.map(Begun::done);
+        begun.done();
         Ok(entry)
     }
 
@@ -201,7 +201,7 @@ impl Union {
             partial: false,
         };
         let entry = self.entry(&parent, name, found)?;
-        begun.map(Begun::done);
+        begun.done();
         Ok((entry, made))
     }
 

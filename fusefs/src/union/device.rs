@@ -18,7 +18,7 @@ use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::Node;
 use crate::marks;
-use crate::record::{Begun, Intent};
+use crate::record::Intent;
 use crate::sys::caller::as_caller;
 use crate::sys::change::{mknodat, renameat_with};
 use crate::sys::place::Place;
@@ -51,7 +51,7 @@ impl Union {
         }
         let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
         let entry = self.entry(&parent, name, found)?;
-        begun.map(Begun::done);
+        begun.done();
         Ok(entry)
     }
 

@@ -66,9 +66,11 @@ impl Union {
     }
 
     /// Notes that a change of names comes now.
-    pub(super) fn begin(&self, intent: impl FnOnce() -> Intent) -> Option<Begun<'_>> {
-        let record = self.record.as_ref()?;
-        Some(record.begin(intent()))
+    pub(super) fn begin(&self, intent: impl FnOnce() -> Intent) -> Begun<'_> {
+        match &self.record {
+            Some(record) => record.begin(intent()),
+            None => Begun::default(),
+        }
     }
 
     /// Notes where the image has a file, which may soon be the only way to find it.

@@ -14,7 +14,7 @@ use super::resolve::Found;
 use super::{Union, check_name, keeping_times, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::Node;
-use crate::record::{Begun, Entry, Intent};
+use crate::record::{Entry, Intent};
 use crate::sys::change::unlinkat;
 use crate::sys::place::Place;
 use crate::types::{FileKind, NodeId};
@@ -82,7 +82,7 @@ impl Union {
             parent.subdirs_changed();
         }
         self.leave(leaving);
-        begun.map(Begun::done);
+        begun.done();
         Ok(())
     }
 

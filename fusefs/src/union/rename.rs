@@ -21,7 +21,7 @@ use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::{Name, Node};
 use crate::marks;
-use crate::record::{Begun, Entry, Intent};
+use crate::record::{Entry, Intent};
 use crate::sys::change::{renameat_with, unlinkat};
 use crate::sys::dir::read_dir;
 use crate::sys::kind_of;
@@ -136,7 +136,7 @@ impl Union {
             None if exchange => self.exchange(&from, &to, &moved, target.as_ref()),
             None => self.replace(&from, &to, &moved, target.as_ref()),
         }?;
-        begun.map(Begun::done);
+        begun.done();
         Ok(())
     }
 

@@ -75,11 +75,10 @@ impl Union {
         let mut expected = Vec::new();
         for (number, slot) in state.slots {
             let done = match slot.intent {
-                None | Some((_, Some(false))) => Done::No,
-                Some((Intent::Xattr, None)) => Done::Perhaps,
                 Some((_, Some(true))) => Done::Yes,
+                Some((Intent::Xattr, None)) => Done::Perhaps,
                 Some((intent, None)) if revival.settle(&intent) => Done::Yes,
-                Some(_) => Done::No,
+                _ => Done::No,
             };
             let before = Before::new(number, slot.references, slot.handles, done);
             expected.push((number, slot.unique, before));

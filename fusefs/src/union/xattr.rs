@@ -15,7 +15,7 @@ use super::recorded::was_begun;
 use crate::error::{Error, Result};
 use crate::inode::Node;
 use crate::marks;
-use crate::record::{Begun, Intent};
+use crate::record::Intent;
 use crate::types::NodeId;
 
 impl Union {
@@ -82,7 +82,7 @@ impl Union {
         }
         let begun = self.begin(|| Intent::Xattr);
         place.set_xattr(&name, value, flags)?;
-        begun.map(Begun::done);
+        begun.done();
         Ok(())
     }
 
@@ -101,7 +101,7 @@ impl Union {
             Err(Errno::NODATA) => return Err(Error::NoXattr),
             other => other?,
         }
-        begun.map(Begun::done);
+        begun.done();
         Ok(())
     }
 

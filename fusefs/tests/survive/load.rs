@@ -128,11 +128,11 @@ fn appends(path: &Path, round: u64) {
         .open(path)
         .unwrap();
     file.write_all(&round.to_le_bytes()).unwrap();
-    if round % 16 == 0 {
+    if round.is_multiple_of(16) {
         file.sync_data().unwrap();
     }
     assert_eq!(file.metadata().unwrap().len(), 8 * (round + 1));
-    if round % 64 == 0 {
+    if round.is_multiple_of(64) {
         let mut all = Vec::new();
         file.seek(SeekFrom::Start(0)).unwrap();
         file.read_to_end(&mut all).unwrap();
@@ -198,7 +198,7 @@ fn lists(dir: &Path, round: u64) {
     let mut seen = BTreeSet::new();
     for (number, entry) in fs::read_dir(dir).unwrap().enumerate() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        if number % 40 == 0 {
+        if number.is_multiple_of(40) {
             let passing = dir.join(format!("passes-{round}-{number}"));
             fs::write(&passing, "").unwrap();
             fs::remove_file(&passing).unwrap();

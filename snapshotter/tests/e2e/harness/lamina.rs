@@ -10,8 +10,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use lamina_snapshotter::upper_mode::UpperMode;
+use rustix::process::Signal;
 
-use super::process::{Process, families, output, peak_kib};
+use super::process::{Process, families, output, peak_kib, signal};
 
 /// How long the daemon may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -185,5 +186,15 @@ impl Daemon {
 
     pub fn socket(&self) -> PathBuf {
         self.dir.join("lamina.sock")
+    }
+}
+
+impl Drop for Daemon {
+    /// Nobody takes over what a killed daemon leaves.
+    fn drop(&mut self) {
+        self.process = None;
+        if let Some(holder) = self.holder() {
+            signal(holder, Signal::KILL);
+        }
     }
 }

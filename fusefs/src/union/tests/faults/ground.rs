@@ -50,6 +50,11 @@ impl UpperPlace {
     }
 }
 
+/// Whether everything is tried, or what fits into each run of the unit tests.
+pub(super) fn is_long() -> bool {
+    std::env::var_os("LAMINA_FAULTS").is_some_and(|form| form == "long")
+}
+
 /// The grounds of a run.
 pub(super) fn all() -> Vec<Ground> {
     let pasts = [
@@ -62,7 +67,7 @@ pub(super) fn all() -> Vec<Ground> {
     ];
     let memory = Path::new("/dev/shm");
     assert!(memory.is_dir(), "these tests need a tmpfs at /dev/shm");
-    if std::env::var_os("LAMINA_FAULTS").is_some_and(|form| form == "long") {
+    if is_long() {
         let dirs = [memory.to_owned(), std::env::temp_dir()];
         let on = |dir: PathBuf| {
             (1..=3).flat_map(move |layers| pasts.map(|past| Ground::new(&dir, layers, past)))

@@ -22,7 +22,7 @@ use super::tree::{Seen, tree};
 use super::*;
 use crate::sys::change::faults::{self, Fault};
 use crate::types::Fh;
-use ground::{Ground, Past};
+use ground::{Ground, Past, is_long};
 use scenes::{Scene, scenes};
 
 type Tree = BTreeMap<PathBuf, Seen>;
