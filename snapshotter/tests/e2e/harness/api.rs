@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lamina_proto::containerd::services::snapshots::v1 as snapshots;
 pub use lamina_proto::containerd::services::snapshots::v1::Kind;
+use lamina_proto::containerd::types::Mount;
 use lamina_proto::tonic::metadata::MetadataValue;
 use lamina_proto::tonic::transport::{Channel, Endpoint};
 use lamina_proto::tonic::{Request, Status};
@@ -58,6 +59,37 @@ impl Api {
         self.runtime
             .block_on(self.client.prepare(request))
             .map(drop)
+    }
+
+    /// The same with labels.
+    pub fn prepare_labelled(
+        &mut self,
+        key: &str,
+        parent: &str,
+        labels: &[(&str, &str)],
+    ) -> Result<(), Status> {
+        let labels = labels.iter();
+        let request = self.request(snapshots::PrepareSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            labels: labels
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+        })?;
+        self.runtime
+            .block_on(self.client.prepare(request))
+            .map(drop)
+    }
+
+    /// How the snapshot `key` reaches its user.
+    pub fn mounts(&mut self, key: &str) -> Result<Vec<Mount>, Status> {
+        let request = self.request(snapshots::MountsRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: key.to_owned(),
+        })?;
+        let answer = self.runtime.block_on(self.client.mounts(request))?;
+        Ok(answer.into_inner().mounts)
     }
 
     /// A read-only snapshot `key` of `parent`.
