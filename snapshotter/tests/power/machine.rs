@@ -23,6 +23,7 @@ pub(crate) struct Machine {
     /// What the daemon leaves mounted when it is killed.
     _mounts: MountsBelow,
     disk: Disk,
+    pub(crate) kind: FileSystem,
     /// What `lamina check` found before the daemon started.
     pub(crate) found: Vec<Finding>,
 }
@@ -43,6 +44,7 @@ impl Machine {
             _boot: boot,
             _mounts: mounts,
             disk,
+            kind,
             found,
         })
     }

@@ -68,6 +68,15 @@ impl FileSystem {
         }
     }
 
+    /// Whether a file that grows has zeros where it was cut before, after a power cut too. btrfs may show what
+    /// was cut off: it grows the file before those zeros are on the disk.
+    pub(crate) fn zeros_last(self) -> bool {
+        match self {
+            FileSystem::Ext4 | FileSystem::Xfs => true,
+            FileSystem::Btrfs => false,
+        }
+    }
+
     /// What a disk must write whole or not at all for it, in bytes. The superblock of ext4 fills two
     /// sectors of 512 bytes and has one checksum; the disks of today have sectors of 4,096.
     pub(crate) fn sector(self) -> u64 {

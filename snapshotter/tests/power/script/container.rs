@@ -25,6 +25,8 @@ pub(crate) struct Step<'s> {
     pub(crate) chance: &'s mut Rng,
     /// Makes every name a new one.
     pub(crate) number: u64,
+    /// Whether a file may grow by more than what is written.
+    pub(crate) zeros_last: bool,
 }
 
 impl Step<'_> {
@@ -81,7 +83,8 @@ impl Step<'_> {
         let mut bytes = self.active.bytes(file).clone();
         let open = self.open(&path, OFlags::empty())?;
         let begun = self.clock.now();
-        bytes.set_len(self.chance.u64(0..=bytes.len() + 5_000));
+        let growth = if self.zeros_last { 5_000 } else { 0 };
+        bytes.set_len(self.chance.u64(0..=bytes.len() + growth));
         open.set_len(bytes.len())?;
         self.active.wrote(begun, file, bytes);
         self.perhaps_sync(file, &open)

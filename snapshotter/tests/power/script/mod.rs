@@ -34,6 +34,7 @@ pub(crate) struct Caller<'l> {
     /// Where it unpacks.
     dir: PathBuf,
     images: &'l [LazyImage],
+    zeros_last: bool,
     number: u64,
     pub(crate) story: Story,
 }
@@ -53,6 +54,7 @@ impl<'l> Caller<'l> {
             chance: Rng::with_seed(seed),
             dir: dir.join(format!("unpack-{name}")),
             images,
+            zeros_last: machine.kind.zeros_last(),
             number: 0,
             story: Story::default(),
         })
@@ -99,6 +101,7 @@ impl<'l> Caller<'l> {
                 clock: &self.clock,
                 chance: &mut self.chance,
                 number: self.number,
+                zeros_last: self.zeros_last,
             };
             step.take().with_context(|| snapshot.key.clone())?;
         }
