@@ -63,7 +63,7 @@ impl First {
     /// Does the operation under a fault, and ends with the process. Answers how many changes there were.
     fn act(&mut self, trial: &Trial<'_>, fault: Fault) -> u64 {
         let union = self.union.take().unwrap();
-        let (_, steps) = faults::with(fault, || {
+        let ((), steps) = faults::with(fault, || {
             let request = union.request(REQUEST);
             let _ = (trial.scene.act)(&union);
             drop((request, union));
