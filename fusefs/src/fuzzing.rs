@@ -161,6 +161,11 @@ pub fn chunk_table(bytes: &[u8]) {
     seal_and_ask(bytes, &SMALL);
 }
 
+/// The record of a mount: what it comes to is what it comes to when it is written anew.
+pub fn mount_record(bytes: &[u8]) {
+    crate::record::write_anew(bytes);
+}
+
 fn sound(contents: &Contents) {
     let (index, table) = contents.bytes().expect("no test is so large");
     assert!(crate::index::asked::seal_and_ask(&index));

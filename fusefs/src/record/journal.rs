@@ -146,13 +146,7 @@ impl Journal {
         if self.length > HALF {
             return None;
         }
-        let bytes = self.memory.read(start(self.half), self.length)?;
-        let (mut state, mut rest) = (State::default(), &*bytes);
-        while !rest.is_empty() {
-            let (ticket, entry) = Entry::decode(&mut rest)?;
-            state.apply(ticket, entry);
-        }
-        Some(state)
+        fold(&self.memory.read(start(self.half), self.length)?)
     }
 
     /// Writes a state to the other half, which counts from then on.
@@ -184,6 +178,16 @@ impl Journal {
         );
         self.stop();
     }
+}
+
+/// What entries come to; `None` if they can't be read.
+pub(super) fn fold(mut bytes: &[u8]) -> Option<State> {
+    let mut state = State::default();
+    while !bytes.is_empty() {
+        let (ticket, entry) = Entry::decode(&mut bytes)?;
+        state.apply(ticket, entry);
+    }
+    Some(state)
 }
 
 /// Where a half begins.

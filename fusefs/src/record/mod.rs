@@ -352,3 +352,17 @@ impl Drop for Request {
 pub(crate) fn image_entry(node: NodeId, path: std::path::PathBuf) -> Entry {
     Entry::Image(node, OsString::from(path))
 }
+
+/// Reads entries, writes what they come to, and reads that: the same.
+#[cfg(fuzzing)]
+pub(crate) fn write_anew(bytes: &[u8]) {
+    let Some(state) = journal::fold(bytes) else {
+        return;
+    };
+    let mut again = Vec::new();
+    state.entries(|ticket, entry| entry.encode(ticket, &mut again));
+    let read = journal::fold(&again).expect("what was written is read");
+    assert_eq!(read.nodes, state.nodes);
+    assert_eq!(read.handles, state.handles);
+    assert_eq!(read.numbers, state.numbers);
+}

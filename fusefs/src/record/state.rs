@@ -188,14 +188,17 @@ impl State {
             opened.extend(&slot.handles);
         }
         for (id, node) in &self.nodes {
-            node.entries(*id, pending.get(id).copied().unwrap_or(0), |entry| {
-                visit(none, &entry);
-            });
+            let without = pending.get(id).copied().unwrap_or(0);
+            visit(none, &node.entry(*id, without));
         }
+        // Before there are names, which it hands on.
         for (id, node) in &self.nodes {
             if let Some(successor) = node.successor {
                 visit(none, &Entry::Succeed(successor, *id));
             }
+        }
+        for (id, node) in &self.nodes {
+            node.more_entries(*id, |entry| visit(none, &entry));
         }
         for (fh, handle) in &self.handles {
             if !opened.contains(fh) {
@@ -268,15 +271,19 @@ impl State {
 }
 
 impl NodeState {
-    /// The entries that lead here, but for so many references.
-    fn entries(&self, id: NodeId, without: i64, mut visit: impl FnMut(Entry)) {
-        visit(Entry::Node {
+    /// The entry of the node itself, without so many references.
+    fn entry(&self, id: NodeId, without: i64) -> Entry {
+        Entry::Node {
             id,
             generation: self.generation,
             ino: self.ino,
             kind: self.kind,
             lookups: self.lookups.wrapping_sub(without),
-        });
+        }
+    }
+
+    /// The entries of what it has.
+    fn more_entries(&self, id: NodeId, mut visit: impl FnMut(Entry)) {
         for place in &self.names {
             visit(Entry::Name(id, place.clone()));
         }
