@@ -21,12 +21,13 @@ mod scene;
 
 use std::env;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::alone;
-use super::harness::{Snapshotter, binary, signal, wait_for};
+use super::harness::{Snapshotter, binary, holdings, signal, wait_for};
 use moments::{Moments, number};
 use pauses::Pauses;
 use rustix::io::Errno;
@@ -35,6 +36,12 @@ use scene::{Scene, report};
 
 /// How long anything may take that the daemon does by itself.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long a daemon may take to replace a holder: it rests longer and longer if they are short-lived.
+const HOLDER_LIMIT: Duration = Duration::from_mins(1);
+/// So often at most, therefore.
+const HOLDERS: u64 = 10;
+/// What has no connection (deleted files) is handed over after the rest.
+const HANDED_OVER: Duration = Duration::from_millis(500);
 /// How often a container of a lazy image is replaced by a new one: after so many kills.
 const FRESH: u64 = 10;
 /// All containers are replaced by new ones after so many: there is no end of files that are copied
@@ -108,14 +115,19 @@ fn a_killed_holder_is_replaced_by_another_that_holds_everything() -> Result<()> 
     let _turn = alone();
     let mut moments = Moments::new()?;
     let mut scene = Scene::start("", moments.seed)?;
+    scene.expect("lamina_snapshotter::hold::client: the holder ");
     scene.start_load().with_context(|| scene.told())?;
-    for round in 0..number("LAMINA_KILLS")?.map_or(5, |kills| kills.div_ceil(4)) {
+    for round in 0..number("LAMINA_KILLS")?.map_or(5, |kills| kills.div_ceil(4).min(HOLDERS)) {
         moments.rest();
         let old = scene.holder().context("the daemon has no holder")?;
+        let had = holdings(old);
         signal(old, Signal::KILL);
-        wait_for("another holder comes", LIMIT, || {
-            scene.holder().is_some_and(|new| new != old)
+        // Whoever kills the daemon before that loses the mounts: see the test of both.
+        wait_for("another holder has everything", HOLDER_LIMIT, || {
+            let new = scene.holder().filter(|new| *new != old);
+            new.is_some_and(|new| holdings(new) == had)
         })?;
+        thread::sleep(HANDED_OVER);
         moments.rest();
         scene.look().with_context(|| moments.told(round))?;
         // The new one has everything: a new daemon goes on with what it gets from there.

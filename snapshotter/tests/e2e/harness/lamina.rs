@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +17,11 @@ use super::process::{Process, families, output, peak_kib, signal};
 
 /// How long the daemon may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_mins(1);
+
+/// How long a daemon that answers may take to do so.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// How a client of HTTP/2 begins: with a fixed text and an empty frame of settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// The `lamina` command: `LAMINA_BIN`, or the one that cargo built beside this test.
 pub fn binary() -> Result<PathBuf> {
@@ -43,6 +49,31 @@ pub fn holder_of(address: &Path) -> Option<u32> {
     let held = address.with_extension("").join("hold.sock");
     let named = families(&held.display().to_string());
     named.into_iter().map(|(pid, _)| pid).next()
+}
+
+/// How many connections and records of mounts a holder has.
+pub fn holdings(holder: u32) -> (usize, usize) {
+    let entries = fs::read_dir(format!("/proc/{holder}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let targets: Vec<PathBuf> = entries
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .collect();
+    let count = |begin: &str| {
+        let is_one = |target: &&PathBuf| target.to_string_lossy().starts_with(begin);
+        targets.iter().filter(is_one).count()
+    };
+    (count("/dev/fuse"), count("/memfd:"))
+}
+
+/// Somebody behind the socket speaks HTTP/2. That a connection is possible says nothing: the socket
+/// listens also while there is no daemon.
+fn answers(socket: &Path) -> io::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+    stream.write_all(PREFACE)?;
+    stream.read_exact(&mut [0])
 }
 
 /// A daemon with a root and a socket below one folder. Dropping it kills it.
@@ -87,7 +118,7 @@ impl Daemon {
     pub fn wait_ready(&mut self) -> Result<()> {
         let socket = self.socket();
         let process = self.process.as_mut().context("the daemon does not run")?;
-        process.wait_ready(START_LIMIT, || UnixStream::connect(&socket).is_ok())
+        process.wait_ready(START_LIMIT, || answers(&socket).is_ok())
     }
 
     /// SIGTERM; a daemon that does not end with success is an error.

@@ -31,7 +31,7 @@ pub use api::{Api, Kind};
 pub use containerd::Containerd;
 pub use host::{Host, Snapshotter};
 pub use image::{IMAGE, busybox_root};
-pub use lamina::{Daemon, binary, holder_of};
+pub use lamina::{Daemon, binary, holder_of, holdings};
 pub use peer::Stargz;
 pub use process::{Rollup, Usage, mounts_below, output, run, signal, slab_kib, wait_for};
 pub use proxy::{Fault, Link, Proxy};

@@ -22,6 +22,8 @@ pub(super) struct Before {
     mounts: Vec<PathBuf>,
     daemon: Option<Usage>,
     holder: Option<Usage>,
+    /// Lines of the log that hold this are no complaint: the test has done it.
+    expected: Option<&'static str>,
 }
 
 impl Before {
@@ -35,7 +37,13 @@ impl Before {
             mounts: host.mounts()?,
             daemon: daemon(host),
             holder: holder(host),
+            expected: None,
         })
+    }
+
+    /// The log may complain of this from now on.
+    pub(super) fn expect(&mut self, text: &'static str) {
+        self.expected = Some(text);
     }
 
     pub(super) fn compare(&self, host: &Host) -> Result<()> {
@@ -47,7 +55,7 @@ impl Before {
         ensure!(differs.is_empty(), "the root is not as it was: {differs:?}");
         gives_back("the daemon", self.daemon, || daemon(host))?;
         gives_back("the holder", self.holder, || holder(host))?;
-        complaints(host)
+        complaints(host, self.expected)
     }
 }
 
@@ -84,13 +92,16 @@ fn gives_back(who: &str, before: Option<Usage>, now: impl Fn() -> Option<Usage>)
     waited.with_context(|| format!("before: {before:?}, now: {:?}", now()))
 }
 
-/// The log holds no complaint.
-fn complaints(host: &Host) -> Result<()> {
+/// The log holds no other complaint.
+fn complaints(host: &Host, expected: Option<&str>) -> Result<()> {
     let Some(lamina) = &host.lamina else {
         return Ok(());
     };
     let log = fs::read_to_string(lamina.log())?;
-    let is_complaint = |line: &&str| LEVELS.iter().any(|level| line.contains(level));
+    let is_complaint = |line: &&str| {
+        LEVELS.iter().any(|level| line.contains(level))
+            && !expected.is_some_and(|expected| line.contains(expected))
+    };
     let complaints: Vec<&str> = log.lines().filter(is_complaint).collect();
     let first = &complaints[..complaints.len().min(20)];
     ensure!(

@@ -209,6 +209,11 @@ impl Scene {
         &self.outside
     }
 
+    /// The daemon's log may complain of this.
+    pub(super) fn expect(&mut self, text: &'static str) {
+        self.before.expect(text);
+    }
+
     /// Nothing is left of containers that have gone.
     pub(super) fn is_clean(&self) -> Result<()> {
         self.before.compare(&self.host)
