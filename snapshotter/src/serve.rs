@@ -105,6 +105,9 @@ pub trait Mounter: Send + Sync {
 
     /// Nothing will be mounted any more.
     fn end(&self) {}
+
+    /// The same, but what is mounted is served until this process is gone.
+    fn leave(&self) {}
 }
 
 /// A mounted union. Dropping it detaches the mount and does not wait.
@@ -343,6 +346,12 @@ impl Mounter for FuseMounter {
     fn end(&self) {
         if let Some(lazy) = self.lazy.get() {
             lazy.close();
+        }
+    }
+
+    fn leave(&self) {
+        if let Some(lazy) = self.lazy.get() {
+            lazy.leave();
         }
     }
 }
@@ -627,7 +636,7 @@ impl Sessions {
                 running.leave();
             }
         }
-        self.mounter.end();
+        self.mounter.leave();
         true
     }
 

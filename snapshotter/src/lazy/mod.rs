@@ -419,6 +419,13 @@ impl Lazy {
         }
     }
 
+    /// Another process goes on with it. Whoever waits for bytes gets them until this one is gone, so the
+    /// cache stays open.
+    pub(crate) fn leave(&self) {
+        self.orders.stop();
+        self.keep_profiles(true);
+    }
+
     /// A layer that was made is in the store, and may be fetched.
     pub(crate) fn made(&self, id: u64) {
         self.orders.made(id);
