@@ -40,7 +40,8 @@ async fn a_crowd_on_unions() {
     let threads = after.threads.saturating_sub(before.threads);
     assert!(threads <= 3 * count() + OWN_THREADS, "{threads} threads");
     let files = after.descriptors.saturating_sub(before.descriptors);
-    assert!(files <= 6 * count() + OWN_FILES, "{files} descriptors");
+    // Three of them are duplicates that another holder would get, if this one died.
+    assert!(files <= 9 * count() + OWN_FILES, "{files} descriptors");
 }
 
 #[tokio::test(flavor = "multi_thread")]
