@@ -15,7 +15,7 @@ use crate::harness::binary;
 const REST: f64 = 3.0;
 /// One kill of so many is followed by another before the new daemon answers.
 const AGAIN: u64 = 4;
-/// So late at most, when nothing is known of how long a start takes.
+/// How long a start takes, as long as nothing is known of it.
 const START: Duration = Duration::from_millis(300);
 /// How long the load goes on where nobody is killed.
 const NO_KILLS: Duration = Duration::from_secs(20);
@@ -37,6 +37,8 @@ pub(super) struct Moments {
     pub(super) seed: u64,
     random: Rng,
     kills: Vec<Kill>,
+    /// How long the last start took.
+    start: Duration,
 }
 
 impl Moments {
@@ -46,6 +48,7 @@ impl Moments {
             seed,
             random: Rng::with_seed(seed),
             kills: Vec::new(),
+            start: START,
         })
     }
 
@@ -69,7 +72,7 @@ impl Moments {
         scene: &mut Scene,
         kill: &mut Kill,
     ) -> Result<()> {
-        thread::sleep(START.mul_f64(self.random.f64()));
+        thread::sleep(self.start.mul_f64(self.random.f64()));
         scene.kill();
         kill.times += 1;
         scene.begin(&binary()?)
@@ -78,6 +81,9 @@ impl Moments {
     /// A daemon answers again.
     pub(super) fn remember(&mut self, mut kill: Kill) {
         kill.answered = now().saturating_sub(kill.at);
+        if kill.times == 1 {
+            self.start = Duration::from_micros(u64::try_from(kill.answered).unwrap_or(u64::MAX));
+        }
         self.kills.push(kill);
     }
 
