@@ -21,7 +21,8 @@ const EXAMPLES: &str = "Examples:
   LAMINA_LOG_FORMAT=json lamina serve --config ./lamina.toml
 
 Flags override the environment, and that overrides the configuration file
-(`lamina config default` prints one). SIGTERM and ctrl-C stop the daemon.";
+(`lamina config default` prints one). SIGTERM stops the daemon and leaves
+what containers use to the next one; ctrl-C ends everything.";
 
 /// How long the runtime may take to run something before it counts as stuck.
 const ANSWER: Duration = Duration::from_secs(10);
