@@ -146,7 +146,7 @@ impl NodeTable {
         {
             // Under the node's lock, so that what is written last is what is.
             let inner = self.inner.lock();
-            inner.write(|| Entry::Name(node.id, place_of(&name)));
+            inner.write(|| Entry::Name(node.id, Place::new(name.parent.id, &name.name)));
             drop(inner);
             state.names.push(name);
         }
@@ -171,17 +171,7 @@ impl NodeTable {
 
     /// Gives back references; a node without any, that nothing depends on, goes.
     pub(crate) fn forget(&self, id: NodeId, count: u64) {
-        let mut inner = self.inner.lock();
-        let Some(slot) = inner.by_id.get_mut(&id) else {
-            return;
-        };
-        if id != NodeId::ROOT && count > 0 {
-            let given_back = slot.lookups.min(count);
-            slot.lookups -= given_back;
-            let given_back = given_back.cast_signed();
-            inner.write(|| Entry::Refer(id, -given_back));
-        }
-        inner.collect(id);
+        self.inner.lock().forget(id, count);
     }
 
     /// All nodes but the root, each with the client's references.
@@ -193,11 +183,11 @@ impl NodeTable {
 
     /// Gives all references to a node back, if there are still as many as that.
     pub(crate) fn forget_all(&self, id: NodeId, count: u64) -> bool {
+        let mut inner = self.inner.lock();
         let is_so = |slot: &Slot| slot.lookups == count;
-        let unchanged = self.inner.lock().by_id.get(&id).is_some_and(is_so);
-        // What comes between the two only adds references.
+        let unchanged = inner.by_id.get(&id).is_some_and(is_so);
         if unchanged {
-            self.forget(id, count);
+            inner.forget(id, count);
         }
         unchanged
     }
@@ -213,7 +203,7 @@ impl Inner {
     /// Writes a change down.
     fn write(&self, entry: impl FnOnce() -> Entry) {
         if let Some(record) = &self.record {
-            record.write_of_request(entry());
+            record.write(&entry());
         }
     }
 
@@ -226,6 +216,20 @@ impl Inner {
             kind: node.kind,
             lookups,
         });
+    }
+
+    /// Gives back references; a node without any, that nothing depends on, goes.
+    fn forget(&mut self, id: NodeId, count: u64) {
+        let Some(slot) = self.by_id.get_mut(&id) else {
+            return;
+        };
+        if id != NodeId::ROOT && count > 0 {
+            let given_back = slot.lookups.min(count);
+            slot.lookups -= given_back;
+            let given_back = given_back.cast_signed();
+            self.write(|| Entry::Refer(id, -given_back));
+        }
+        self.collect(id);
     }
 
     /// The node that stands for an inode today; a superseded one does not.
@@ -301,7 +305,7 @@ impl Inner {
             };
             let state = node.state.into_inner();
             if let Some(record) = &self.record {
-                record.write(Entry::Gone(id));
+                record.write(&Entry::Gone(id));
                 if state.orphan.is_some() {
                     record.unpin(id);
                 }
@@ -320,14 +324,6 @@ impl Drop for Inner {
             // The table still holds every parent, so that none goes with its name.
             slot.node.state.lock().names.clear();
         }
-    }
-}
-
-/// A name, as it is written down.
-fn place_of(name: &Name) -> Place {
-    Place {
-        parent: name.parent.id,
-        name: name.name.to_os_string(),
     }
 }
 

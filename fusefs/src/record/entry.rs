@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use super::state::{HandleState, Numbers};
 use crate::types::{Fh, FileKind, Ino, NodeId};
 
 /// One request of the client, and the slot where what belongs to it is remembered until the slot has
@@ -23,6 +24,13 @@ pub(crate) struct Ticket {
 pub(crate) struct Place {
     pub(crate) parent: NodeId,
     pub(crate) name: OsString,
+}
+
+impl Place {
+    pub(crate) fn new(parent: NodeId, name: &OsStr) -> Place {
+        let name = name.to_owned();
+        Place { parent, name }
+    }
 }
 
 /// A change of names that is about to be made on the disk. It is made by one step there, so that a
@@ -72,15 +80,8 @@ pub(crate) enum Entry {
     Succeed(NodeId, NodeId),
     /// Where the image has a node's file: it may soon be found by no name.
     Image(NodeId, OsString),
-    /// A handle was opened, on the upper's file (`above`) or on the image's; a program `runs` from it, or
-    /// its writes need us.
-    Open {
-        fh: Fh,
-        node: NodeId,
-        above: bool,
-        runs: bool,
-        writes_need_us: bool,
-    },
+    /// A handle was opened.
+    Open(Fh, HandleState),
     /// A handle is about to be closed.
     Close(Fh),
     /// The client's number for the file behind the handles of a node (0: it has none for it).
@@ -92,12 +93,7 @@ pub(crate) enum Entry {
     /// Nothing belongs to the slot any more.
     Clear,
     /// Numbers below these were given out: of generations, nodes, handles; the last attached one.
-    Numbers {
-        generation: u32,
-        node: u64,
-        fh: u64,
-        attached: u32,
-    },
+    Numbers(Numbers),
 }
 
 impl Entry {
@@ -144,16 +140,10 @@ impl Entry {
                 to.u64(id.0);
                 to.text(path);
             }
-            Entry::Open {
-                fh,
-                node,
-                above,
-                runs,
-                writes_need_us,
-            } => {
+            Entry::Open(fh, handle) => {
                 to.u64(fh.0);
-                to.u64(node.0);
-                let flags = [*above, *runs, *writes_need_us].map(u32::from);
+                to.u64(handle.node.0);
+                let flags = [handle.above, handle.runs, handle.writes_need_us].map(u32::from);
                 to.u32(flags[0] | flags[1] << 1 | flags[2] << 2);
             }
             Entry::Close(fh) => to.u64(fh.0),
@@ -164,16 +154,11 @@ impl Entry {
             Entry::Begin(intent) => to.intent(intent),
             Entry::End(done) => to.u32(u32::from(*done)),
             Entry::Clear => {}
-            Entry::Numbers {
-                generation,
-                node,
-                fh,
-                attached,
-            } => {
-                to.u32(*generation);
-                to.u64(*node);
-                to.u64(*fh);
-                to.u32(*attached);
+            Entry::Numbers(numbers) => {
+                to.u32(numbers.generation);
+                to.u64(numbers.node);
+                to.u64(numbers.fh);
+                to.u32(numbers.attached);
             }
         }
         // No entry is so long: a name has 255 bytes, and a path fits into memory.
@@ -191,13 +176,13 @@ impl Entry {
             Entry::Gone(_) => 6,
             Entry::Succeed(..) => 7,
             Entry::Image(..) => 8,
-            Entry::Open { .. } => 9,
+            Entry::Open(..) => 9,
             Entry::Close(_) => 10,
             Entry::Attach(..) => 11,
             Entry::Begin(_) => 12,
             Entry::End(_) => 13,
             Entry::Clear => 14,
-            Entry::Numbers { .. } => 15,
+            Entry::Numbers(_) => 15,
         }
     }
 
@@ -230,25 +215,25 @@ impl Entry {
             8 => Entry::Image(from.node()?, from.text()?),
             9 => {
                 let (fh, node, flags) = (Fh(from.u64()?), from.node()?, from.u32()?);
-                Entry::Open {
-                    fh,
+                let handle = HandleState {
                     node,
                     above: flags & 1 != 0,
                     runs: flags & 2 != 0,
                     writes_need_us: flags & 4 != 0,
-                }
+                };
+                Entry::Open(fh, handle)
             }
             10 => Entry::Close(Fh(from.u64()?)),
             11 => Entry::Attach(from.node()?, from.u32()?),
             12 => Entry::Begin(from.intent()?),
             13 => Entry::End(from.u32()? != 0),
             14 => Entry::Clear,
-            15 => Entry::Numbers {
+            15 => Entry::Numbers(Numbers {
                 generation: from.u32()?,
                 node: from.u64()?,
                 fh: from.u64()?,
                 attached: from.u32()?,
-            },
+            }),
             _ => return None,
         };
         if !from.0.is_empty() {
@@ -427,13 +412,15 @@ pub(super) mod tests {
             Entry::Gone(NodeId(u64::MAX)),
             Entry::Succeed(NodeId(8), NodeId(7)),
             Entry::Image(NodeId(8), "a/path".into()),
-            Entry::Open {
-                fh: Fh(1),
-                node: NodeId(7),
-                above: true,
-                runs: false,
-                writes_need_us: true,
-            },
+            Entry::Open(
+                Fh(1),
+                HandleState {
+                    node: NodeId(7),
+                    above: true,
+                    runs: false,
+                    writes_need_us: true,
+                },
+            ),
             Entry::Close(Fh(1)),
             Entry::Attach(NodeId(7), u32::MAX),
             Entry::Begin(Intent::Make(place(1, "new"))),
@@ -444,12 +431,12 @@ pub(super) mod tests {
             Entry::Begin(Intent::Xattr),
             Entry::End(true),
             Entry::Clear,
-            Entry::Numbers {
+            Entry::Numbers(Numbers {
                 generation: 1,
                 node: 2,
                 fh: 3,
                 attached: 4,
-            },
+            }),
         ]);
         all
     }

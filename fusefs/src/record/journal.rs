@@ -113,8 +113,8 @@ impl Journal {
         self.memory.file()
     }
 
-    /// Appends entries, which are there together or not at all.
-    pub(super) fn append(&mut self, entries: &[(Ticket, Entry)]) {
+    /// Appends an entry.
+    pub(super) fn append(&mut self, ticket: Ticket, entry: &Entry) {
         if self.is_lost {
             return;
         }
@@ -123,9 +123,7 @@ impl Journal {
             return;
         }
         self.bytes.clear();
-        for (ticket, entry) in entries {
-            entry.encode(*ticket, &mut self.bytes);
-        }
+        entry.encode(ticket, &mut self.bytes);
         if self.length + self.bytes.len() > HALF {
             return self.lose();
         }
@@ -225,10 +223,10 @@ mod tests {
         let mut journal = journal(b"about");
         let mut halves = std::collections::HashSet::new();
         for id in 1..=100_000 {
-            journal.append(&[(Ticket::default(), node(id))]);
+            journal.append(Ticket::default(), &node(id));
             if id > 100 {
                 let gone = Entry::Gone(NodeId(id - 100));
-                journal.append(&[(Ticket::default(), gone)]);
+                journal.append(Ticket::default(), &gone);
             }
             halves.insert(journal.half);
         }
@@ -245,9 +243,9 @@ mod tests {
     #[test]
     fn an_entry_that_was_not_counted_was_not_written() {
         let mut journal = journal(b"");
-        journal.append(&[(Ticket::default(), node(2))]);
+        journal.append(Ticket::default(), &node(2));
         let length = journal.length;
-        journal.append(&[(Ticket::default(), node(3))]);
+        journal.append(Ticket::default(), &node(3));
         // As a kill between the two steps leaves it.
         journal.memory.store(AT_LENGTHS[0], length as u64);
         let (_, _, state) = reopened(&journal).unwrap();
@@ -258,7 +256,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_its_reason() {
         let damaged = |damage: fn(&Journal)| {
             let mut journal = journal(b"");
-            journal.append(&[(Ticket::default(), node(2))]);
+            journal.append(Ticket::default(), &node(2));
             damage(&journal);
             reopened(&journal).unwrap_err()
         };

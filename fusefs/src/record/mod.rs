@@ -19,7 +19,6 @@ mod state;
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -175,21 +174,15 @@ impl Record {
         self.journal.lock().stop();
     }
 
-    /// Writes down a change that belongs to no request.
-    pub(crate) fn write(&self, entry: Entry) {
-        self.journal.lock().append(&[(Ticket::default(), entry)]);
-    }
-
-    /// Writes down a change that the request of this thread made.
-    pub(crate) fn write_of_request(&self, entry: Entry) {
-        let ticket = CURRENT.get().ticket;
-        self.journal.lock().append(&[(ticket, entry)]);
+    /// Writes down a change, as one of the request of this thread if there is any.
+    pub(crate) fn write(&self, entry: &Entry) {
+        self.journal.lock().append(CURRENT.get().ticket, entry);
     }
 
     /// Notes that the request of this thread is about to change a name, until what is returned is
     /// done with, or dropped because that failed.
     pub(crate) fn begin(&self, intent: Intent) -> Begun<'_> {
-        self.write_of_request(Entry::Begin(intent));
+        self.write(&Entry::Begin(intent));
         Begun {
             record: Some(self),
             done: false,
@@ -275,7 +268,7 @@ impl Record {
 
     fn clear(&self, slot: u32) {
         let ticket = Ticket { unique: 0, slot };
-        self.journal.lock().append(&[(ticket, Entry::Clear)]);
+        self.journal.lock().append(ticket, &Entry::Clear);
     }
 }
 
@@ -329,7 +322,7 @@ impl Begun<'_> {
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if let Some(record) = self.record {
-            record.write_of_request(Entry::End(self.done));
+            record.write(&Entry::End(self.done));
         }
     }
 }
@@ -346,11 +339,6 @@ impl Drop for Request {
         CURRENT.set(self.outer);
         self.record.slots.lock().free.push(self.slot);
     }
-}
-
-/// A path of the image as an entry holds it.
-pub(crate) fn image_entry(node: NodeId, path: std::path::PathBuf) -> Entry {
-    Entry::Image(node, OsString::from(path))
 }
 
 /// Reads entries, writes what they come to, and reads that: the same.

@@ -48,8 +48,11 @@ pub(crate) struct NodeState {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct HandleState {
     pub(crate) node: NodeId,
+    /// Whether its file is the upper's, or the image's.
     pub(crate) above: bool,
+    /// Whether a program runs from it.
     pub(crate) runs: bool,
+    /// Whether each write comes to us.
     pub(crate) writes_need_us: bool,
 }
 
@@ -121,19 +124,7 @@ impl State {
                     node.image = Some(path);
                 }
             }
-            Entry::Open {
-                fh,
-                node,
-                above,
-                runs,
-                writes_need_us,
-            } => {
-                let handle = HandleState {
-                    node,
-                    above,
-                    runs,
-                    writes_need_us,
-                };
+            Entry::Open(fh, handle) => {
                 self.handles.insert(fh, handle);
                 self.numbers.fh = self.numbers.fh.max(fh.0);
                 self.note(ticket, |slot| slot.handles.push(fh));
@@ -159,19 +150,7 @@ impl State {
                 }
             }
             Entry::Clear => drop(self.slots.remove(&ticket.slot)),
-            Entry::Numbers {
-                generation,
-                node,
-                fh,
-                attached,
-            } => {
-                self.numbers = Numbers {
-                    generation,
-                    node,
-                    fh,
-                    attached,
-                };
-            }
+            Entry::Numbers(numbers) => self.numbers = numbers,
         }
     }
 
@@ -202,7 +181,7 @@ impl State {
         }
         for (fh, handle) in &self.handles {
             if !opened.contains(fh) {
-                visit(none, &handle.entry(*fh));
+                visit(none, &Entry::Open(*fh, *handle));
             }
         }
         for (number, slot) in &self.slots {
@@ -215,7 +194,7 @@ impl State {
             }
             for fh in &slot.handles {
                 if let Some(handle) = self.handles.get(fh) {
-                    visit(ticket, &handle.entry(*fh));
+                    visit(ticket, &Entry::Open(*fh, *handle));
                 }
             }
             if let Some((intent, known)) = &slot.intent {
@@ -225,19 +204,7 @@ impl State {
                 }
             }
         }
-        let Numbers {
-            generation,
-            node,
-            fh,
-            attached,
-        } = self.numbers;
-        let numbers = Entry::Numbers {
-            generation,
-            node,
-            fh,
-            attached,
-        };
-        visit(none, &numbers);
+        visit(none, &Entry::Numbers(self.numbers));
     }
 
     fn name(&mut self, id: NodeId, place: Place) {
@@ -292,18 +259,6 @@ impl NodeState {
         }
         if let Some(number) = self.attached {
             visit(Entry::Attach(id, number));
-        }
-    }
-}
-
-impl HandleState {
-    fn entry(&self, fh: Fh) -> Entry {
-        Entry::Open {
-            fh,
-            node: self.node,
-            above: self.above,
-            runs: self.runs,
-            writes_need_us: self.writes_need_us,
         }
     }
 }

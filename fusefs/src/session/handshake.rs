@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
@@ -117,7 +117,8 @@ pub(super) fn ask_again(mut connection: &File) -> io::Result<()> {
     connection.write_all(&notification)
 }
 
-/// Whether the kernel knows a node. It forgets the attributes of one that it knows.
+/// Whether the kernel knows a node. It forgets the attributes of one that it knows. (fuser's notifier does
+/// the same, and keeps the answer to itself.)
 pub(super) fn knows(mut connection: &File, node: u64) -> io::Result<bool> {
     let mut notification = Vec::from(40_u32.to_ne_bytes());
     notification.extend(NOTIFY_INVAL_INODE.to_ne_bytes());
@@ -147,11 +148,6 @@ fn read(mut from: &File) -> io::Result<Vec<u8>> {
 fn read_if_any(from: &File) -> Option<Vec<u8>> {
     rustix::fs::fcntl_setfl(from, rustix::fs::OFlags::NONBLOCK).ok()?;
     read(from).ok()
-}
-
-/// One more descriptor of the same connection.
-pub(super) fn copy_of(connection: &File) -> io::Result<OwnedFd> {
-    Ok(connection.try_clone()?.into())
 }
 
 #[cfg(test)]

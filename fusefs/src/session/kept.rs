@@ -205,7 +205,7 @@ fn hold(union: &Union, about: &About, device: &File, keeper: &dyn Keeper) -> std
         return Ok(());
     };
     record.complete(&serde_json::to_vec(about)?)?;
-    keeper.keep(handshake::copy_of(device)?, record.keeper()?);
+    keeper.keep(device.try_clone()?.into(), record.keeper()?);
     Ok(())
 }
 

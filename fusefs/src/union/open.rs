@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::image::Absent;
 use crate::inode::{Backing, FileHandleState, Node};
 use crate::marks::{self, Data};
-use crate::record::Entry;
+use crate::record::{Entry, HandleState};
 use crate::sys::change;
 use crate::sys::place::Place;
 use crate::types::{Caller, Fh, FileKind, NodeId};
@@ -181,12 +181,15 @@ impl Union {
             runs,
             writes_need_us,
         });
-        self.note(|| Entry::Open {
-            fh,
-            node: node.id,
-            above,
-            runs,
-            writes_need_us,
+        self.note(|| {
+            let node = node.id;
+            let handle = HandleState {
+                node,
+                above,
+                runs,
+                writes_need_us,
+            };
+            Entry::Open(fh, handle)
         });
         Ok(Some(Opened {
             fh,

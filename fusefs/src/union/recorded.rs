@@ -8,7 +8,7 @@ use super::Union;
 use crate::error::{Error, Result};
 use crate::image::ImageId;
 use crate::inode::Node;
-use crate::record::{self, Begun, Done, Entry, Intent, Place, Record, Request};
+use crate::record::{Begun, Done, Entry, Intent, Place, Record, Request};
 use crate::types::{Entry as Found, FileKind, NodeId};
 
 impl Union {
@@ -61,7 +61,7 @@ impl Union {
     /// Writes down a change.
     pub(super) fn note(&self, entry: impl FnOnce() -> Entry) {
         if let Some(record) = &self.record {
-            record.write_of_request(entry());
+            record.write(&entry());
         }
     }
 
@@ -76,7 +76,7 @@ impl Union {
     /// Notes where the image has a file, which may soon be the only way to find it.
     pub(super) fn write_image(&self, node: &Node, image: Option<ImageId>) {
         if let Some(image) = image {
-            self.note(|| record::image_entry(node.id, self.image.path(image)));
+            self.note(|| Entry::Image(node.id, self.image.path(image).into_os_string()));
         }
     }
 
@@ -115,8 +115,5 @@ pub(super) fn was_begun() -> bool {
 
 /// A name of a directory, as it is written down.
 pub(super) fn place(parent: &Node, name: &OsStr) -> Place {
-    Place {
-        parent: parent.id,
-        name: name.to_owned(),
-    }
+    Place::new(parent.id, name)
 }
