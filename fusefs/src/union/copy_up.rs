@@ -276,6 +276,16 @@ impl Union {
             state.backing = Weak::new();
             return Arc::clone(node);
         }
+        self.supersede(node, &mut state, change)
+    }
+
+    /// Has a new node take over from one, of whose state it gets a copy that was changed.
+    pub(super) fn supersede(
+        &self,
+        node: &Arc<Node>,
+        state: &mut State,
+        change: impl FnOnce(&mut State),
+    ) -> Arc<Node> {
         let mut after = State {
             names: state.names.clone(),
             image: state.image,

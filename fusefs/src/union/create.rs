@@ -68,9 +68,6 @@ impl Union {
         mode: u32,
         rdev: u64,
     ) -> Result<Entry> {
-        if was_done() {
-            return self.made_before(parent, name);
-        }
         let kind = FileType::from_raw_mode(mode);
         let kind = if kind == FileType::Unknown {
             FileType::RegularFile
@@ -80,21 +77,16 @@ impl Union {
         if kind == FileType::CharacterDevice && rdev == WHITEOUT_DEVICE {
             return self.make_device(caller, parent, name, permissions(mode));
         }
-        let (entry, ()) = self.make(caller, parent, name, false, |dir, name| {
+        self.make_closed(caller, parent, name, false, |dir, name| {
             change::mknodat(dir, name, kind, permissions(mode), rdev)
-        })?;
-        Ok(entry)
+        })
     }
 
     /// Makes a directory.
     pub fn mkdir(&self, caller: Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Entry> {
-        if was_done() {
-            return self.made_before(parent, name);
-        }
-        let (entry, ()) = self.make(caller, parent, name, true, |dir, name| {
+        self.make_closed(caller, parent, name, true, |dir, name| {
             change::mkdirat(dir, name, permissions(mode))
-        })?;
-        Ok(entry)
+        })
     }
 
     /// Makes a symbolic link.
@@ -105,13 +97,9 @@ impl Union {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<Entry> {
-        if was_done() {
-            return self.made_before(parent, name);
-        }
-        let (entry, ()) = self.make(caller, parent, name, false, |dir, name| {
+        self.make_closed(caller, parent, name, false, |dir, name| {
             change::symlinkat(target, dir, name)
-        })?;
-        Ok(entry)
+        })
     }
 
     /// Makes a hard link. [`Error::HandedOver`] (ESTALE): look the file up again, so that its old
@@ -158,9 +146,24 @@ impl Union {
             link: None,
             partial: node.blocks().is_some(),
         };
-        let entry = self.entry(&parent, name, found)?;
+        let entry = self.entry(&parent, name, &found)?;
         begun.done();
         Ok(entry)
+    }
+
+    /// Makes something new that is not opened, unless an earlier process has made it for this request.
+    fn make_closed(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &OsStr,
+        is_dir: bool,
+        make: impl Fn(&OwnedFd, &OsStr) -> Result<(), Errno>,
+    ) -> Result<Entry> {
+        if was_done() {
+            return self.made_before(parent, name);
+        }
+        Ok(self.make(caller, parent, name, is_dir, make)?.0)
     }
 
     /// Makes something new in a directory, by a system call that `make` does.
@@ -200,7 +203,7 @@ impl Union {
             link: None,
             partial: false,
         };
-        let entry = self.entry(&parent, name, found)?;
+        let entry = self.entry(&parent, name, &found)?;
         begun.done();
         Ok((entry, made))
     }

@@ -13,7 +13,7 @@ use rustix::fs::{FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::create::FreeName;
-use super::recorded::place;
+use super::recorded::{place, was_done};
 use super::{Union, check_name, make_impure};
 use crate::error::{Error, Result};
 use crate::inode::Node;
@@ -35,6 +35,9 @@ impl Union {
         name: &OsStr,
         mode: Mode,
     ) -> Result<Entry> {
+        if was_done() {
+            return self.made_before(parent, name);
+        }
         check_name(name)?;
         let parent = self.dir_node(parent)?;
         self.copy_up_dir(&parent)?;
@@ -50,7 +53,7 @@ impl Union {
             }
         }
         let found = self.resolve(&parent, name)?.ok_or(Error::NotFound)?;
-        let entry = self.entry(&parent, name, found)?;
+        let entry = self.entry(&parent, name, &found)?;
         begun.done();
         Ok(entry)
     }

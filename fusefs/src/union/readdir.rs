@@ -91,7 +91,7 @@ impl Union {
     fn look_up_listed(&self, dir: &Arc<Node>, listed: &DirEntry) -> Option<Entry> {
         let _names = self.names.read();
         let found = match self.resolve(dir, &listed.name) {
-            Ok(Some(found)) => self.entry(dir, &listed.name, found),
+            Ok(Some(found)) => self.entry(dir, &listed.name, &found),
             Ok(None) => return self.renamed_since(listed),
             Err(error) => Err(error),
         };

@@ -38,6 +38,19 @@ pub(super) struct Found {
     pub(super) partial: bool,
 }
 
+impl Found {
+    /// The state of a node that this is, but for its name.
+    pub(super) fn state(&self) -> State {
+        let mut state = State {
+            image: self.image,
+            upper: self.upper,
+            ..State::default()
+        };
+        state.set_place(self.link.clone(), None, self.partial.then(Blocks::unloaded));
+        state
+    }
+}
+
 impl Union {
     /// Finds a name. `None`: there is no such name (the client may remember that).
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
@@ -47,23 +60,16 @@ impl Union {
         let Some(found) = self.resolve(&parent, name)? else {
             return Ok(None);
         };
-        self.entry(&parent, name, found).map(Some)
+        self.entry(&parent, name, &found).map(Some)
     }
 
     /// Makes a node of what was found; the client gets one reference.
-    pub(super) fn entry(&self, parent: &Arc<Node>, name: &OsStr, found: Found) -> Result<Entry> {
+    pub(super) fn entry(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Result<Entry> {
         let attr = found.attr;
         let node = self
             .nodes
             .find_or_insert(attr.ino, attr.kind, Name::new(parent, name), || {
-                let mut state = State {
-                    image: found.image,
-                    upper: found.upper,
-                    ..State::default()
-                };
-                let blocks = found.partial.then(Blocks::unloaded);
-                state.set_place(found.link, None, blocks);
-                state
+                found.state()
             });
         let mut entry = Entry {
             node: node.id,
@@ -242,7 +248,7 @@ impl Union {
     pub(super) fn hold(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Held<'_>> {
         let _names = self.names.read();
         let found = self.resolve(parent, name)?.ok_or(Error::NotFound)?;
-        let entry = self.entry(parent, name, found)?;
+        let entry = self.entry(parent, name, &found)?;
         Ok(Held {
             union: self,
             node: Some(self.node(entry.node)?),

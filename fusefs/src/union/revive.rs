@@ -88,14 +88,10 @@ impl Union {
             revival.bring(*id);
         }
         revival.find_nameless();
-        let rest: Vec<_> = revival.handles.drain().collect();
-        revival.revived.lost += rest.iter().map(|(_, handles)| handles.len()).sum::<usize>();
-        let mut revived = revival.revived;
-        for (_, handles) in rest {
-            for (fh, _) in handles {
-                self.note(|| Entry::Close(fh));
-            }
+        for handles in std::mem::take(&mut revival.handles).into_values() {
+            revival.lose(&handles);
         }
+        let mut revived = revival.revived;
         for id in all {
             // What only a request held that was cut off.
             self.forget(id, 0);
@@ -238,14 +234,8 @@ impl Revival<'_> {
         let Some(known) = self.nodes.remove(&id) else {
             return;
         };
-        let mut state = State {
-            image: found.image,
-            upper: found.upper,
-            names: names.into(),
-            ..State::default()
-        };
-        let blocks = found.partial.then(Blocks::unloaded);
-        state.set_place(found.link, None, blocks);
+        let mut state = found.state();
+        state.names = names.into();
         let node = self.put_back(id, &known, state, true);
         let handles = self.handles.remove(&id).unwrap_or_default();
         let on_image = handles.iter().any(|(_, handle)| !handle.above);
@@ -258,19 +248,9 @@ impl Revival<'_> {
     /// The copy-up of a file with open handles was cut off before another node took over: it does now.
     fn supersede(&self, node: &Arc<Node>, known: &NodeState) {
         let mut state = node.state.lock();
-        let mut after = State {
-            names: state.names.clone(),
-            image: state.image,
-            upper: state.upper,
-            ..State::default()
-        };
-        after.set_place(state.link.clone(), None, state.blocks.clone());
-        after.predecessor = Arc::downgrade(node);
-        let successor = self.union.nodes.succeed(node, after);
-        state.names.clear();
+        self.union.supersede(node, &mut state, |_| ());
         state.set_place(None, None, None);
         (state.image, state.upper) = (self.image_at(known), false);
-        state.successor = Some(successor);
     }
 
     /// Puts back the nodes that have no name: those that others took over from, and removed files.
@@ -300,39 +280,30 @@ impl Revival<'_> {
             return;
         };
         let successor = known.successor.and_then(|id| self.union.nodes.get(id));
-        let is_superseded = successor.is_some();
-        let state = match (successor, self.pins.remove(&id)) {
-            (Some(successor), _) => {
-                let mut state = State {
-                    image: self.image_at(&known),
-                    ..State::default()
-                };
-                state.successor = Some(successor);
-                Some(state)
-            }
-            (None, file) => match self.linked(&known) {
-                Some(state) => {
-                    // Kept for nothing: it has another name yet.
-                    self.pins.extend(file.map(|file| (id, file)));
-                    Some(state)
-                }
-                None => match file {
-                    Some(file) => self.removed(&known, file),
-                    // Of a removed file that only the image has, nothing was kept.
-                    None => self.image_at(&known).map(|id| State {
-                        image: Some(id),
-                        ..State::default()
-                    }),
-                },
-            },
+        let of_image = |image| State {
+            image,
+            ..State::default()
+        };
+        let state = if let Some(successor) = &successor {
+            let mut state = of_image(self.image_at(&known));
+            state.successor = Some(Arc::clone(successor));
+            Some(state)
+        } else if let Some(state) = self.linked(&known) {
+            // If it was kept, then for nothing: it has another name yet.
+            Some(state)
+        } else if let Some(file) = self.pins.remove(&id) {
+            self.removed(&known, file)
+        } else {
+            // Of a removed file that only the image has, nothing was kept.
+            let image = self.image_at(&known);
+            image.is_some().then(|| of_image(image))
         };
         let Some(state) = state else {
             self.union.note(|| Entry::Gone(id));
             return;
         };
-        let stands = !is_superseded && self.union.nodes.by_ino(known.ino).is_none();
+        let stands = successor.is_none() && self.union.nodes.by_ino(known.ino).is_none();
         let node = self.put_back(id, &known, state, stands);
-        let successor = node.state.lock().successor.clone();
         if let Some(successor) = successor {
             successor.state.lock().predecessor = Arc::downgrade(&node);
         }
@@ -343,14 +314,7 @@ impl Revival<'_> {
     /// The state of a file that is known by none of its names, and has others in the image.
     fn linked(&self, known: &NodeState) -> Option<State> {
         let found = self.union.image_only_entry(self.image_at(known)?).ok()?;
-        let link = found.link?;
-        let mut state = State {
-            image: found.image,
-            upper: true,
-            ..State::default()
-        };
-        state.set_place(Some(link), None, found.partial.then(Blocks::unloaded));
-        Some(state)
+        found.link.is_some().then(|| found.state())
     }
 
     /// The state of a removed file that was kept.
@@ -391,25 +355,19 @@ impl Revival<'_> {
 
     /// Opens the file behind the handles of a node again.
     fn reopen(&mut self, node: &Arc<Node>, known: &NodeState, handles: Vec<(Fh, HandleState)>) {
-        if handles.is_empty() {
-            self.revived
-                .detached
-                .extend(known.attached.filter(|id| *id > 0));
-            return;
-        }
-        let backing = match self.backing(node, &handles) {
-            Ok(backing) => backing,
-            Err(error) => {
+        let backing = if handles.is_empty() {
+            None
+        } else {
+            let backing = self.backing(node, &handles);
+            let told = backing.inspect_err(|error| {
                 tracing::warn!(node = node.id.0, %error, "an open file can't be opened again");
-                self.revived.lost += handles.len();
-                self.revived
-                    .detached
-                    .extend(known.attached.filter(|id| *id > 0));
-                for (fh, _) in handles {
-                    self.union.note(|| Entry::Close(fh));
-                }
-                return;
-            }
+            });
+            told.ok()
+        };
+        let Some(backing) = backing else {
+            self.lose(&handles);
+            (self.revived.detached).extend(known.attached.filter(|id| *id > 0));
+            return;
         };
         if let Some(number) = known.attached {
             (self.attach)(&backing, number);
@@ -432,6 +390,14 @@ impl Revival<'_> {
                 writes_need_us: handle.writes_need_us,
             };
             self.union.handles.put_back(fh, file);
+        }
+    }
+
+    /// Closes handles whose file is not to be had.
+    fn lose(&mut self, handles: &[(Fh, HandleState)]) {
+        self.revived.lost += handles.len();
+        for (fh, _) in handles {
+            self.union.note(|| Entry::Close(*fh));
         }
     }
 
