@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 
 use crate::error::Result;
 use crate::hold::{self, Holder};
+use crate::recover;
 use crate::store::layout::Layout;
 
 /// Everything that outlives the daemon: what an earlier one left, and what this one leaves.
@@ -208,41 +210,48 @@ impl Keeper for MountKeeper {
     }
 }
 
-/// Whether a mount is used by anybody: it is mounted at another place too, in any process's view of
-/// the tree, or an overlay has it below. `device`: major and minor number of its file system.
-pub(crate) fn is_used(at: &Path, device: (u32, u32)) -> bool {
-    let mut seen = HashSet::new();
-    let Ok(processes) = fs::read_dir("/proc") else {
-        return true;
-    };
-    for process in processes.flatten() {
-        let dir = process.path();
-        let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
-        if !process.file_name().to_str().is_some_and(is_process) {
-            continue;
-        }
-        // Those in one namespace see the same.
-        let namespace = fs::read_link(dir.join("ns/mnt"));
-        if namespace.is_ok_and(|namespace| !seen.insert(namespace)) {
-            continue;
-        }
-        if fs::read_to_string(dir.join("mountinfo")).is_ok_and(|table| uses(&table, at, device)) {
-            return true;
-        }
+/// What is mounted where, as each mount namespace with a process in it sees it
+/// (`proc_pid_mountinfo(5)`). `None`: nobody could be asked.
+pub struct MountTables(Option<Vec<Vec<u8>>>);
+
+impl MountTables {
+    /// Reads all of them.
+    pub(crate) fn read() -> MountTables {
+        let mut seen = HashSet::new();
+        let tables = fs::read_dir("/proc").ok().map(|processes| {
+            let dirs = processes.flatten().filter(|process| {
+                let name = process.file_name();
+                (name.as_encoded_bytes().iter()).all(u8::is_ascii_digit)
+            });
+            let dirs = dirs.map(|process| process.path()).filter(|dir| {
+                // Those in one namespace see the same.
+                let namespace = fs::read_link(dir.join("ns/mnt"));
+                namespace.map_or(true, |namespace| seen.insert(namespace))
+            });
+            let tables = dirs.map(|dir| fs::read(dir.join("mountinfo")));
+            tables.flatten().collect()
+        });
+        MountTables(tables)
     }
-    false
+
+    /// Whether anybody uses a mount: it is mounted at another place too, or an overlay has it below.
+    /// `device`: major and minor number of its file system.
+    pub(crate) fn have_used(&self, at: &Path, device: (u32, u32)) -> bool {
+        let tables = self.0.as_ref();
+        tables.is_none_or(|tables| tables.iter().any(|table| uses(table, at, device)))
+    }
 }
 
-/// Whether a mountinfo table (`proc_pid_mountinfo(5)`) has a use of a mount beside the mount itself.
-fn uses(table: &str, at: &Path, (major, minor): (u32, u32)) -> bool {
-    let (at, device) = (at.to_string_lossy(), format!("{major}:{minor}"));
-    table.lines().any(|line| {
-        let mut fields = line.split(' ');
-        let (of, point) = (fields.nth(2), fields.nth(1));
-        let is_elsewhere = of == Some(&*device) && point != Some(&*at);
-        let options = line.split_once(" - ").map_or("", |(_, rest)| rest);
-        let lowers = options.split([',', ':', '=', ' ']);
-        is_elsewhere || lowers.into_iter().any(|word| word == at)
+/// Whether a table has a use of a mount beside the mount itself.
+fn uses(table: &[u8], at: &Path, (major, minor): (u32, u32)) -> bool {
+    let (at, device) = (at.as_os_str().as_bytes(), format!("{major}:{minor}"));
+    table.split(|byte| *byte == b'\n').any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (of, point) = (fields.nth(2), fields.nth(1).map(recover::unescape));
+        let is_elsewhere = of == Some(device.as_bytes()) && point.as_deref() != Some(at);
+        // Behind the mount point, only the options of an overlay name a path so.
+        let words = fields.flat_map(|field| field.split(|byte| b",:=".contains(byte)));
+        is_elsewhere || words.map(recover::unescape).any(|word| word == at)
     })
 }
 
@@ -276,7 +285,7 @@ mod tests {
     fn a_mount_is_used_where_it_is_mounted_again_or_lies_below_an_overlay() {
         let at = Path::new("/root/mounts/5");
         let own = "30 22 0:40 / /root/mounts/5 rw - fuse.lamina lamina rw\n";
-        let uses = |more: &str| uses(&format!("{own}{more}"), at, (0, 40));
+        let uses = |more: &str| uses(format!("{own}{more}").as_bytes(), at, (0, 40));
         assert!(!uses(""));
         assert!(!uses("31 22 0:4 / / rw - ext4 /dev/vda rw\n"));
         assert!(uses("31 22 0:40 / / rw - fuse.lamina lamina rw\n"));
@@ -285,5 +294,11 @@ mod tests {
         assert!(uses(overlay));
         let other = "31 22 0:50 / / rw - overlay overlay rw,lowerdir=/a:/root/mounts/55\n";
         assert!(!uses(other));
+    }
+
+    #[test]
+    fn a_path_that_the_kernel_writes_with_escapes_is_the_mount_itself() {
+        let own = b"30 22 0:40 / /a\\040root/mounts/5 rw - fuse.lamina lamina rw\n";
+        assert!(!uses(own, Path::new("/a root/mounts/5"), (0, 40)));
     }
 }

@@ -48,11 +48,7 @@ pub(crate) fn clear_mounts(layout: &Layout, left: &BTreeSet<u64>) -> Result<Vec<
     // The last one first: a mount on a mount, or below one.
     detached.reverse();
     for at in &detached {
-        match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // Gone meanwhile, by somebody else's hand or with a mount that it stood on.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(errno) => return Err(Error::io("cannot detach the stale mount", at)(errno)),
-        }
+        detach(at)?;
     }
     let dir = layout.mounts();
     for entry in fs::read_dir(&dir).map_err(Error::io("cannot list", &dir))? {
@@ -68,6 +64,15 @@ pub(crate) fn clear_mounts(layout: &Layout, left: &BTreeSet<u64>) -> Result<Vec<
     Ok(detached)
 }
 
+/// Takes a mount out of the tree that nobody serves any more.
+pub(crate) fn detach(at: &Path) -> Result<()> {
+    match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        // Gone meanwhile, by somebody else's hand or with a mount that it stood on.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Error::io("cannot detach the stale mount", at)(errno)),
+    }
+}
+
 /// The mount points below `dir` in a mountinfo table, in its order.
 fn mounts_below(table: &[u8], dir: &Path) -> Vec<PathBuf> {
     let lines = table.split(|byte| *byte == b'\n');
@@ -79,7 +84,7 @@ fn mounts_below(table: &[u8], dir: &Path) -> Vec<PathBuf> {
 }
 
 /// mountinfo writes spaces and the like as three octal digits behind a backslash.
-fn unescape(text: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((first, after)) = rest.split_first() {

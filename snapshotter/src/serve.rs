@@ -19,15 +19,14 @@ use lamina_fusefs::session::{Keeper, Kept, Restored, Session, SessionOptions};
 use lamina_fusefs::types::Attr;
 use lamina_fusefs::union::{PARTIAL_FROM, Union};
 use lamina_fusefs::upper::Upper;
-use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 
 use crate::chains::Chains;
 use crate::error::{Error, Result};
 use crate::indexes;
-use crate::kept::{self, Keeping};
+use crate::kept::{Keeping, MountTables};
 use crate::lazy::status::{CacheAction, CacheStatus, LayerStatus};
 use crate::lazy::{Lazy, LazyError, Wanted, keeper};
+use crate::recover;
 use crate::registry;
 use crate::store::layout::Layout;
 use crate::store::records::Labels;
@@ -114,8 +113,8 @@ pub trait Mounter: Send + Sync {
 pub trait Running: Send {
     /// Whether it is still served.
     fn is_alive(&self) -> bool;
-    /// Whether anybody uses the mount.
-    fn is_used(&self) -> bool;
+    /// Whether anybody uses the mount, by what all processes see mounted.
+    fn is_used(&self, tables: &MountTables) -> bool;
     /// Leaves the mount to the next process.
     fn leave(self: Box<Self>);
     /// Detaches it and waits for its users; `false` if one stayed.
@@ -296,7 +295,9 @@ impl Mounter for FuseMounter {
                     tracing::error!(id = plan.id, path = %plan.at.display(), %error,
                         "a mount is lost: whoever uses it gets ENOTCONN, and has to be started again");
                     keeper.release();
-                    detach_stale(plan.at);
+                    if let Err(error) = recover::detach(plan.at) {
+                        tracing::warn!(%error);
+                    }
                 }
             }
         }
@@ -356,21 +357,13 @@ impl Mounter for FuseMounter {
     }
 }
 
-/// Takes a mount out of the tree that nobody serves any more.
-fn detach_stale(at: &Path) {
-    match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-        Err(error) => tracing::warn!(path = %at.display(), %error, "cannot detach a stale mount"),
-    }
-}
-
 impl Running for Session {
     fn is_alive(&self) -> bool {
         Session::is_alive(self)
     }
 
-    fn is_used(&self) -> bool {
-        kept::is_used(self.mountpoint(), self.device())
+    fn is_used(&self, tables: &MountTables) -> bool {
+        tables.have_used(self.mountpoint(), self.device())
     }
 
     fn leave(self: Box<Self>) {
@@ -617,7 +610,8 @@ impl Sessions {
             return false;
         }
         let images: Vec<_> = locked(&self.images).values().map(Arc::clone).collect();
-        let is_used = |running: &dyn Running| running.is_alive() && running.is_used();
+        let tables = MountTables::read();
+        let is_used = |running: &dyn Running| running.is_alive() && running.is_used(&tables);
         let is_needed = locked(&self.own)
             .values()
             .any(|running| is_used(&**running))
@@ -689,7 +683,8 @@ impl Sessions {
     }
 }
 
-fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Locks; what a panic left behind is as good as what any other error leaves.
+pub(crate) fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -704,6 +699,7 @@ pub mod testing {
     use std::time::Duration;
 
     use super::{Layout, Mounter, Plan, Running, locked};
+    use crate::kept::MountTables;
 
     /// Notes mounts. Clones share the notes.
     #[derive(Clone, Default)]
@@ -783,7 +779,7 @@ pub mod testing {
             self.unmount(patience)
         }
 
-        fn is_used(&self) -> bool {
+        fn is_used(&self, _tables: &MountTables) -> bool {
             true
         }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use crate::busy::Busy;
@@ -19,7 +19,7 @@ use crate::lazy::{SNAPSHOT_REF, Wanted};
 use crate::mounts::{self, Access, Mount};
 use crate::recover::{self, Report};
 use crate::root::{self, RootLock};
-use crate::serve::{Mounter, Sessions};
+use crate::serve::{Mounter, Sessions, locked};
 use crate::status::SnapshotStatus;
 use crate::store::Store;
 use crate::store::layout::{Entry, Layout};
@@ -519,10 +519,6 @@ impl Snapshots {
     fn making(&self) -> MutexGuard<'_, HashSet<u64>> {
         locked(&self.making)
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Who will hold the upper of a new snapshot, if it is a container's; of no other it is said, but that
