@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lamina_fusefs::blob;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
@@ -25,13 +26,14 @@ use crate::root;
 use crate::serve::{FuseMounter, Mounter};
 use crate::service;
 use crate::snapshots::Snapshots;
+use crate::socket_file::{self, SocketFile};
 use crate::upper_mode::UpperMode;
 
 /// How long calls under way may take to end when the daemon stops.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Only root may speak to the socket: whoever does can mount anything.
-const SOCKET_MODE: u32 = 0o600;
+/// Connections that wait to be accepted: as many as the system allows.
+const BACKLOG: i32 = -1;
 
 /// The mode of the socket's directory, if it has to be made.
 const SOCKET_DIR_MODE: u32 = 0o711;
@@ -212,19 +214,19 @@ struct Listeners {
 
 /// The files of the sockets that are listened on.
 struct Sockets {
-    own: Socket,
-    cri: Option<Socket>,
+    own: SocketFile,
+    cri: Option<SocketFile>,
 }
 
 impl Sockets {
     fn bind(options: &ServeOptions, keeping: Option<&Keeping>) -> Result<(Sockets, Listeners)> {
         let cri = options.cri.as_ref();
         let cri = cri
-            .map(|cri| Socket::open(&cri.socket, keeping))
+            .map(|cri| open_socket(&cri.socket, keeping))
             .transpose()?;
         let (cri_socket, cri) = cri.unzip();
         // The daemon's own last: whoever can connect there finds the other one too.
-        let (own_socket, own) = Socket::open(&options.address, keeping)?;
+        let (own_socket, own) = open_socket(&options.address, keeping)?;
         if let Some(keeping) = keeping {
             keeping.drop_sockets();
         }
@@ -237,104 +239,49 @@ impl Sockets {
 
     /// Removes the files, unless the sockets were `left` to another daemon.
     fn end(self, left: bool) {
-        for mut socket in std::iter::once(self.own).chain(self.cri) {
-            socket.stays = left;
-            drop(socket);
+        if left {
+            for file in [self.own].into_iter().chain(self.cri) {
+                file.leave();
+            }
         }
     }
 }
 
-/// A socket's file; removed when it is dropped, unless another process has put its own there.
-struct Socket {
-    path: PathBuf,
-    inode: (u64, u64),
-    stays: bool,
-}
-
-impl Socket {
-    /// Goes on with the socket that an earlier daemon left, so that nobody who connects is refused in
-    /// between; or makes a new one. It is kept either way.
-    fn open(path: &Path, keeping: Option<&Keeping>) -> Result<(Socket, UnixListener)> {
-        let file = fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
-        let left = file.ok().and_then(|file| keeping?.take_socket(file));
-        let (socket, listener) = match left {
-            Some(left) => Socket::left(path, left).map_err(Error::io("cannot listen on", path))?,
-            None => Socket::bind(path)?,
+/// Goes on with the socket that an earlier daemon left, so that nobody who connects is refused in
+/// between; or makes a new one. It is kept either way.
+fn open_socket(path: &Path, keeping: Option<&Keeping>) -> Result<(SocketFile, UnixListener)> {
+    let file = socket_file::inode_of(path).ok();
+    let left = file.and_then(|file| keeping?.take_socket(file));
+    if left.is_none() {
+        check_address(path)?;
+    }
+    let opened = || -> io::Result<(SocketFile, UnixListener)> {
+        let (file, socket) = match left {
+            Some(socket) => (SocketFile::of(path)?, socket),
+            None => new_socket(path)?,
         };
         if let Some(keeping) = keeping {
-            let copy = listener.as_fd().try_clone_to_owned();
-            let copy = copy.map_err(Error::io("cannot keep the socket", path))?;
-            keeping.keep_socket(socket.inode, copy);
+            keeping.keep_socket(file.inode(), socket.try_clone()?);
         }
-        Ok((socket, listener))
-    }
-
-    fn left(path: &Path, left: OwnedFd) -> io::Result<(Socket, UnixListener)> {
-        let listener = StdListener::from(left);
+        let listener = StdListener::from(socket);
         listener.set_nonblocking(true)?;
-        Ok((Socket::of(path)?, UnixListener::from_std(listener)?))
-    }
-
-    fn of(path: &Path) -> io::Result<Socket> {
-        let meta = fs::symlink_metadata(path)?;
-        Ok(Socket {
-            path: path.to_owned(),
-            inode: (meta.dev(), meta.ino()),
-            stays: false,
-        })
-    }
-
-    /// Listens under a temporary name, closes the file to others, and only then gives it its
-    /// name: there is no moment in which others could connect.
-    fn bind(path: &Path) -> Result<(Socket, UnixListener)> {
-        check_address(path)?;
-        let mut new = path.as_os_str().to_owned();
-        new.push(".new");
-        let new = PathBuf::from(new);
-        let bound = (|| -> io::Result<(Socket, UnixListener)> {
-            if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-                // Whatever the umask: who may write here may put another socket into our place.
-                let mut builder = fs::DirBuilder::new();
-                builder.recursive(true).mode(SOCKET_DIR_MODE).create(dir)?;
-            }
-            match fs::remove_file(&new) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let listener = StdListener::bind(&new)?;
-            fs::set_permissions(&new, fs::Permissions::from_mode(SOCKET_MODE))?;
-            listener.set_nonblocking(true)?;
-            fs::rename(&new, path)?;
-            Ok((Socket::of(path)?, UnixListener::from_std(listener)?))
-        })();
-        bound.map_err(Error::io("cannot listen on", path))
-    }
+        Ok((file, UnixListener::from_std(listener)?))
+    };
+    opened().map_err(Error::io("cannot listen on", path))
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if self.stays {
-            return;
-        }
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
-        }
+fn new_socket(path: &Path) -> io::Result<(SocketFile, OwnedFd)> {
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        // Whatever the umask: who may write here may put another socket into our place.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(SOCKET_DIR_MODE).create(dir)?;
     }
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    Ok((SocketFile::listen(&socket, path, BACKLOG)?, socket))
 }
 
-/// Refuses an address on which somebody answers, or that is not a socket. A stale socket is fine.
+/// Refuses an address on which somebody answers, or that is not a socket.
 fn check_address(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("cannot look at", path)(error)),
-        Ok(meta) if !meta.file_type().is_socket() => Err(Error::NotASocket {
-            path: path.to_owned(),
-        }),
-        Ok(_) if UnixStream::connect(path).is_ok() => Err(Error::SocketInUse {
-            path: path.to_owned(),
-        }),
-        Ok(_) => Ok(()),
-    }
+    socket_file::check(path, |path| UnixStream::connect(path).is_ok())
 }

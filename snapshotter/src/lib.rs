@@ -48,6 +48,7 @@ pub mod root;
 pub mod serve;
 mod service;
 pub mod snapshots;
+mod socket_file;
 pub mod status;
 pub mod store;
 #[cfg(test)]

@@ -3,32 +3,30 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
-use rustix::net::{SocketAddrUnix, SocketFlags, accept_with, bind, listen};
+use rustix::net::{SocketFlags, accept_with};
 use rustix::process::geteuid;
 
 use super::socket;
 use crate::error::{Error, Result};
+use crate::socket_file::{self, SocketFile};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
-
-/// The socket's mode: whoever can connect can have the root of each container.
-const MODE: u32 = 0o600;
 
 /// The mode of its directory, if it has to be made.
 const DIR_MODE: u32 = 0o700;
 
 /// A socket that is listened on. Its file goes when it is dropped.
 pub(super) struct Listener {
+    /// Goes first. Nobody can take its place meanwhile: whoever tries finds that the socket still answers.
+    _file: SocketFile,
     socket: OwnedFd,
-    path: PathBuf,
-    inode: (u64, u64),
 }
 
 impl Listener {
@@ -45,29 +43,19 @@ impl Listener {
         let place = File::open(dir).map_err(failed)?;
         flock(&place, FlockOperation::LockExclusive)
             .map_err(|errno| failed(io::Error::from(errno)))?;
-        check(path)?;
-        Self::bind_in_place(path).map_err(failed)
-    }
-
-    fn bind_in_place(path: &Path) -> io::Result<Listener> {
-        let mut new = path.as_os_str().to_owned();
-        new.push(".new");
-        let new = PathBuf::from(new);
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let socket = socket::new(SocketFlags::NONBLOCK)?;
-        bind(&socket, &SocketAddrUnix::new(&new)?)?;
-        fs::set_permissions(&new, fs::Permissions::from_mode(MODE))?;
-        listen(&socket, BACKLOG)?;
-        fs::rename(&new, path)?;
-        let meta = fs::symlink_metadata(path)?;
-        Ok(Listener {
-            socket,
-            path: std::path::absolute(path)?,
-            inode: (meta.dev(), meta.ino()),
-        })
+        socket_file::check(path, |path| {
+            let refused = [Errno::CONNREFUSED, Errno::NOENT];
+            !socket::connected(path).is_err_and(|errno| refused.contains(&errno))
+        })?;
+        let bound = || {
+            let socket = socket::new(SocketFlags::NONBLOCK)?;
+            let file = SocketFile::listen(&socket, path, BACKLOG)?;
+            Ok(Listener {
+                _file: file,
+                socket,
+            })
+        };
+        bound().map_err(failed)
     }
 
     /// The next connection of our own user, if there is any; others are closed.
@@ -95,38 +83,10 @@ impl AsFd for Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // Nobody can have taken its place between the look and the removal: whoever tries finds that
-        // this socket still answers.
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.inode);
-        if ours {
-            // There is nobody to tell; a socket without a listener is replaced by the next holder.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Refuses a path at which somebody answers, or that is not a socket.
-fn check(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("cannot look at", path)(error)),
-        Ok(meta) if !meta.file_type().is_socket() => Err(Error::NotASocket {
-            path: path.to_owned(),
-        }),
-        Ok(_) => match socket::connected(path) {
-            Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
-            _ => Err(Error::SocketInUse {
-                path: path.to_owned(),
-            }),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
