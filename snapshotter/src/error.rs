@@ -192,6 +192,17 @@ pub enum Error {
         /// The root directory.
         path: PathBuf,
     },
+    /// A mount was left by a newer Lamina, whose record this one can't read.
+    #[error(
+        "{} was served by a newer Lamina (its record has version {version}, this one reads those up to {}); everything was left as it is, and containers wait: start the newer version again",
+        .path.display(), lamina_fusefs::record::VERSION
+    )]
+    NewerMount {
+        /// The mount point.
+        path: PathBuf,
+        /// The record's version.
+        version: u64,
+    },
     /// The directory can't be a root directory.
     #[error("{} cannot be the root directory: {reason}", .path.display())]
     BadRoot {
@@ -265,6 +276,7 @@ impl Error {
             Error::WrongKind { .. }
             | Error::HasChildren { .. }
             | Error::RootInUse { .. }
+            | Error::NewerMount { .. }
             | Error::BadRoot { .. }
             | Error::SocketInUse { .. }
             | Error::NotASocket { .. } => Code::FailedPrecondition,

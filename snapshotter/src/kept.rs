@@ -16,7 +16,7 @@ use lamina_fusefs::session::{Keeper, Kept};
 use lamina_fusefs::types::NodeId;
 use parking_lot::Mutex;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hold::{self, Holder};
 use crate::recover;
 use crate::store::layout::Layout;
@@ -49,7 +49,8 @@ impl Keeping {
         }
     }
 
-    /// Takes what an earlier daemon of this root left. The root is ours: there is no other any more.
+    /// Takes what an earlier daemon of this root left. The root is ours: there is no other any more. If that
+    /// was a newer Lamina, everything stays as it left it.
     pub(crate) fn begin(&self, layout: &Layout) -> Result<()> {
         let Some(options) = &self.options else {
             return Ok(());
@@ -60,6 +61,15 @@ impl Keeping {
             let _ = self.holder.set(Arc::new(holder));
         }
         let (mounts, others) = sort(all);
+        // All of them or none: whoever starts the wrong version by mistake must lose nothing.
+        for (id, kept) in &mounts {
+            if let Some(version) = kept.newer_version() {
+                return Err(Error::NewerMount {
+                    path: layout.mount(*id),
+                    version,
+                });
+            }
+        }
         *self.left.lock() = Left { mounts, others };
         Ok(())
     }

@@ -12,6 +12,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use super::entry::{Entry, Ticket};
 use super::state::State;
@@ -36,6 +37,16 @@ const HALF: usize = 256 << 20;
 
 /// A half that has grown to this is not rewritten yet (bytes).
 const SMALL: usize = 1 << 20;
+
+/// The version of a record, told by what no version changes: where it stands.
+pub(super) fn version_of(kept: &OwnedFd) -> Option<u64> {
+    let number = |at: usize| {
+        let mut bytes = [0; 8];
+        let read = rustix::io::pread(kept, &mut bytes, at as u64).ok()?;
+        (read == bytes.len()).then(|| u64::from_ne_bytes(bytes))
+    };
+    (number(AT_MAGIC)? == MAGIC).then(|| number(AT_VERSION))?
+}
 
 /// The entries of one union.
 #[derive(Debug)]
@@ -83,7 +94,7 @@ impl Journal {
             return Err(Flaw::NotARecord);
         }
         let version = memory.load(AT_VERSION);
-        if version != VERSION {
+        if version == 0 || version > VERSION {
             return Err(Flaw::Version(version));
         }
         if memory.load(AT_LOST) != 0 {
@@ -277,5 +288,17 @@ mod tests {
         }
         let null = File::open("/dev/null").unwrap();
         assert!(Journal::open(null).is_err());
+    }
+
+    #[test]
+    fn the_version_of_a_record_is_known_without_reading_it() {
+        let journal = journal(b"");
+        let version = || version_of(&journal.file().try_clone().unwrap().into());
+        assert_eq!(version(), Some(VERSION));
+        journal.memory.store(AT_VERSION, VERSION + 7);
+        assert_eq!(version(), Some(VERSION + 7));
+        journal.memory.store(AT_MAGIC, 1);
+        assert_eq!(version(), None);
+        assert_eq!(version_of(&File::open("/dev/null").unwrap().into()), None);
     }
 }

@@ -32,7 +32,8 @@ use self::journal::Journal;
 pub(crate) use self::state::{HandleState, NodeState, Numbers, State};
 use crate::types::{Fh, NodeId};
 
-/// The version of the layout and of the entries. A process reads no other.
+/// The version of the layout and of the entries. A process reads none that is greater; one that has a
+/// greater one still reads those before.
 pub const VERSION: u64 = 1;
 
 /// FUSE's mark of a request that was sent before (`FUSE_UNIQUE_RESEND`).
@@ -49,7 +50,7 @@ pub enum Flaw {
     #[error("this is no record of a mount")]
     NotARecord,
     /// It was written by another version.
-    #[error("the record has version {0}, and this Lamina reads version {VERSION} alone")]
+    #[error("the record has version {0}, and this Lamina reads those up to {VERSION}")]
     Version(u64),
     /// It overflowed.
     #[error("the record is incomplete: more inodes were known than it holds")]
@@ -137,6 +138,11 @@ struct Current {
 
 thread_local! {
     static CURRENT: Cell<Current> = const { Cell::new(Current { ticket: Ticket { unique: 0, slot: 0 }, done: Done::No }) };
+}
+
+/// The version of the record that a descriptor keeps; `None`: it keeps no record.
+pub(crate) fn version_of(kept: &OwnedFd) -> Option<u64> {
+    journal::version_of(kept)
 }
 
 impl Record {

@@ -19,7 +19,7 @@ use super::handshake::{self, Agreement};
 use super::passthrough::Passthrough;
 use super::{Mount, Mounted, Session, SessionOptions, failed};
 use crate::error::{Error, Result};
-use crate::record::{Flaw, Pins, Record};
+use crate::record::{self, Flaw, Pins, Record};
 use crate::sys::device::close_backing;
 use crate::types::NodeId;
 use crate::union::Union;
@@ -48,6 +48,13 @@ pub struct Kept {
     pub record: OwnedFd,
     /// Files without a name, by the number of their node.
     pub pins: HashMap<NodeId, Arc<OwnedFd>>,
+}
+
+impl Kept {
+    /// The version of the record, if it is of a newer Lamina: this one can't take the mount over.
+    pub fn newer_version(&self) -> Option<u64> {
+        record::version_of(&self.record).filter(|version| *version > record::VERSION)
+    }
 }
 
 /// What a process found that took a mount over.

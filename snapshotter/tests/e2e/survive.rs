@@ -187,6 +187,28 @@ fn no_container_notices_an_upgrade_and_a_downgrade() -> Result<()> {
     scene.end()
 }
 
+#[test]
+fn a_daemon_that_is_too_old_for_what_was_left_refuses_and_loses_nothing() -> Result<()> {
+    if Snapshotter::chosen()? != Snapshotter::Lamina {
+        return Ok(());
+    }
+    let _turn = alone();
+    let moments = Moments::new()?;
+    let mut scene = Scene::start("", moments.seed)?;
+    scene.start_load().with_context(|| scene.told())?;
+    scene.kill();
+    scene.shift_record_versions(1)?;
+    scene.begin(&binary()?)?;
+    let refused = scene.wait_ready().err().context("it takes them over")?;
+    let told = format!("{refused:#}");
+    ensure!(told.contains("was served by a newer Lamina"), "{told}");
+    scene.shift_record_versions(-1)?;
+    scene.begin(&binary()?)?;
+    scene.wait_ready()?;
+    scene.end_load().with_context(|| moments.told(1))?;
+    scene.end()
+}
+
 /// What the containers have done and measured.
 fn tell(scene: &Scene, moments: &mut Moments) -> Result<()> {
     scene.tell()?;

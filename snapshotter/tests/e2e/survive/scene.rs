@@ -1,12 +1,15 @@
 //! The containers under load, and whoever serves their roots.
 
+use std::fs::File;
 use std::io::{Write as _, stderr};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{env, fs};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lamina_snapshotter::hold;
 use lamina_snapshotter::upper_mode::UpperMode;
 use rustix::process::Signal;
 
@@ -20,6 +23,8 @@ use crate::harness::{Daemon, Host, IMAGE, output, signal, wait_for};
 const LAST_LOOK: Duration = Duration::from_mins(5);
 /// How long the load may take until it runs.
 const START_LIMIT: Duration = Duration::from_mins(1);
+/// How long the holder waits for a daemon.
+const HOLD: Duration = Duration::from_mins(5);
 /// Of the daemon's log, in a failure.
 const LOG_LINES: usize = 20;
 /// Containers that measure pauses, if nobody says how many.
@@ -257,6 +262,27 @@ impl Scene {
 
     pub(super) fn holder(&self) -> Option<u32> {
         self.host.lamina.as_ref().and_then(Daemon::holder)
+    }
+
+    /// Makes the records that a killed daemon left those of another version: greater by so much.
+    pub(super) fn shift_record_versions(&self, by: i64) -> Result<()> {
+        /// Where the version stands (`fusefs/src/record/journal.rs`).
+        const AT: u64 = 8;
+        let root = self.host.snapshotter_root();
+        let (_holder, left) = hold::Holder::start(&root.join("hold.sock"), HOLD)?;
+        let records = left.iter().filter(|(name, _)| name.ends_with(".record"));
+        let mut count = 0;
+        for (_, record) in records {
+            let record = File::from(record.try_clone()?);
+            let mut bytes = [0; 8];
+            record.read_exact_at(&mut bytes, AT)?;
+            let version = u64::from_ne_bytes(bytes).checked_add_signed(by);
+            let version = version.context("no such version")?;
+            record.write_all_at(&version.to_ne_bytes(), AT)?;
+            count += 1;
+        }
+        ensure!(count > 0, "there are no records");
+        Ok(())
     }
 
     // What a crash of both leaves.
