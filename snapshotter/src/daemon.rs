@@ -26,6 +26,7 @@ use crate::root;
 use crate::serve::{FuseMounter, Mounter};
 use crate::service;
 use crate::snapshots::Snapshots;
+pub use crate::snapshots::Stop;
 use crate::socket_file::{self, SocketFile};
 use crate::upper_mode::UpperMode;
 
@@ -70,21 +71,6 @@ pub struct ServeOptions {
     pub cri: Option<cri::Options>,
     /// Who keeps what has to outlive this daemon.
     pub holder: hold::Options,
-}
-
-/// How a daemon stops.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Stop {
-    /// Another one comes. What containers use is left to it, if somebody keeps it meanwhile.
-    Leave,
-    /// For good: nothing stays mounted.
-    End,
-}
-
-impl From<()> for Stop {
-    fn from((): ()) -> Stop {
-        Stop::End
-    }
 }
 
 /// Serves until `shutdown` is done. `ready` is called once everything is mounted again and the
@@ -134,15 +120,15 @@ pub async fn serve_with(
     let (sockets, listeners) = match Sockets::bind(&options, keeping) {
         Ok(bound) => bound,
         Err(error) => {
-            blocking(move || snapshots.close(true)).await?;
+            blocking(move || snapshots.close(Stop::HandOver)).await?;
             return Err(error);
         }
     };
     ready(&options);
     let served = serve_until(Arc::clone(&snapshots), listeners, &options, shutdown).await;
     // What ends with an error is started again.
-    let leave = !matches!(served, Ok(Stop::End));
-    let left = blocking(move || snapshots.close(leave)).await?;
+    let how = *served.as_ref().unwrap_or(&Stop::HandOver);
+    let left = blocking(move || snapshots.close(how)).await?;
     sockets.end(left);
     served.map(drop)
 }
@@ -173,7 +159,7 @@ async fn serve_until(
     let serving = async { tokio::try_join!(containerd, kubelet).map(|_| ()) };
     let mut serving = pin!(serving);
     let how = tokio::select! {
-        served = &mut serving => return served.map(|()| Stop::Leave),
+        served = &mut serving => return served.map(|()| Stop::HandOver),
         how = shutdown => how.into(),
     };
     drop(stop);

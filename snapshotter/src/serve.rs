@@ -603,35 +603,39 @@ impl Sessions {
         }
     }
 
-    /// Leaves everything to the next process, if that is possible and somebody uses any of it; `false`:
-    /// nothing was done. Nothing can be started afterwards.
-    pub fn leave(&self) -> bool {
-        if !self.mounter.keeping().is_some_and(Keeping::outlives_us) {
-            return false;
-        }
-        let images: Vec<_> = locked(&self.images).values().map(Arc::clone).collect();
+    /// Whether anybody uses any of it.
+    pub fn are_used(&self) -> bool {
         let tables = MountTables::read();
         let is_used = |running: &dyn Running| running.is_alive() && running.is_used(&tables);
-        let is_needed = locked(&self.own)
+        let is_own_used = locked(&self.own)
             .values()
-            .any(|running| is_used(&**running))
-            || images
-                .iter()
-                .any(|slot| locked(slot).running.as_deref().is_some_and(is_used));
-        if !is_needed {
+            .any(|running| is_used(&**running));
+        is_own_used
+            || (self.image_slots().iter())
+                .any(|slot| locked(slot).running.as_deref().is_some_and(is_used))
+    }
+
+    /// Leaves everything to the next process, if that is possible; `false`: nothing was done. Nothing can
+    /// be started afterwards.
+    pub fn leave(&self) -> bool {
+        if !self.mounter.keeping().is_some_and(Keeping::outlives_us) {
             return false;
         }
         self.closed.store(true, Ordering::SeqCst);
         for (_, running) in locked(&self.own).drain() {
             running.leave();
         }
-        for slot in images {
+        for slot in self.image_slots() {
             if let Some(running) = locked(&slot).running.take() {
                 running.leave();
             }
         }
         self.mounter.leave();
         true
+    }
+
+    fn image_slots(&self) -> Vec<Arc<Mutex<ImageMount>>> {
+        locked(&self.images).values().map(Arc::clone).collect()
     }
 
     fn check_open(&self) -> Result<()> {

@@ -36,6 +36,23 @@ const LONGEST_LABEL: usize = 4096;
 /// How many snapshots `list` hands out at once.
 const PAGE: usize = 100;
 
+/// How a daemon stops.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stop {
+    /// Perhaps another one comes: everything is left to it, if anybody uses any mount.
+    Leave,
+    /// Another one comes at once: everything is left to it.
+    HandOver,
+    /// For good: nothing stays mounted.
+    End,
+}
+
+impl From<()> for Stop {
+    fn from((): ()) -> Stop {
+        Stop::End
+    }
+}
+
 /// The snapshotter of one root directory.
 pub struct Snapshots {
     layout: Layout,
@@ -269,10 +286,15 @@ impl Snapshots {
         self.sessions.keep_cache(action)
     }
 
-    /// Ends all mounts, or with `leave` leaves them to the next daemon if somebody uses any of them and
-    /// somebody keeps them; says whether it left them. The snapshots stay as they are, for the next start.
-    pub fn close(&self, leave: bool) -> bool {
-        if leave && self.sessions.leave() {
+    /// Ends all mounts, or leaves them to the next daemon if somebody keeps them; says whether it left
+    /// them. The snapshots stay as they are, for the next start.
+    pub fn close(&self, how: Stop) -> bool {
+        let leaves = match how {
+            Stop::HandOver => true,
+            Stop::Leave => self.sessions.are_used(),
+            Stop::End => false,
+        };
+        if leaves && self.sessions.leave() {
             return true;
         }
         self.sessions.stop_all();

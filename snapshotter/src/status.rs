@@ -5,6 +5,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -103,6 +104,13 @@ pub async fn keep_cache(root: &Path, address: &Path, action: CacheAction) -> Res
     });
     kept.await
         .map_err(|error| Error::Broken(error.to_string()))?
+}
+
+/// Whether a daemon answers on `address` within `patience`. (A connection says nothing: the socket may have
+/// been kept while there is none.)
+pub async fn answers(address: &Path, patience: Duration) -> bool {
+    let asked = tokio::time::timeout(patience, service::fetch_layers(address)).await;
+    matches!(asked, Ok(Ok(_)))
 }
 
 fn from_disk(root: &Path) -> Result<Status> {

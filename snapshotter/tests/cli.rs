@@ -50,6 +50,7 @@ fn every_command_has_help_with_examples() {
         &["check"],
         &["bench"],
         &["hold"],
+        &["upgrade"],
         &["config"],
         &["config", "default"],
         &["config", "containerd"],

@@ -23,7 +23,7 @@ use lamina_snapshotter::daemon::{self, ServeOptions};
 use lamina_snapshotter::hold::{self, Keeper};
 use lamina_snapshotter::lazy::keeper;
 use lamina_snapshotter::serve::testing::FakeMounter;
-use lamina_snapshotter::snapshots::Snapshots;
+use lamina_snapshotter::snapshots::{Snapshots, Stop};
 use lamina_snapshotter::store::records::Kind;
 use lamina_snapshotter::upper_mode::UpperMode;
 use tempfile::TempDir;
@@ -334,7 +334,7 @@ fn kills_leave_the_store_and_the_disk_agreed() {
         for caller in &mut callers {
             caller.settle(&all, &round);
         }
-        snapshots.close(false);
+        snapshots.close(Stop::End);
         drop(snapshots);
         assert_eq!(check(&root(dir.path())).expect("check"), [], "{round}");
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::serve::testing::FakeMounter;
-use crate::snapshots::Snapshots;
+use crate::snapshots::{Snapshots, Stop};
 use crate::store::records::Labels;
 use crate::store::tables::damage;
 
@@ -22,7 +22,7 @@ fn root() -> (tempfile::TempDir, Layout) {
     all.commit("top", "a2", &none).expect("commit");
     all.prepare("run", "top", &none).expect("prepare");
     all.view("look", "top", &none).expect("view");
-    all.close(false);
+    all.close(Stop::End);
     drop(all);
     let layout = Layout::of(dir.path()).expect("layout");
     assert_eq!(check(dir.path()).expect("check"), [], "a whole root");

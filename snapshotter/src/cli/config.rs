@@ -138,6 +138,8 @@ StartLimitIntervalSec=0
 Type=notify
 ExecStart={command}
 Restart=always
+# Another daemon comes: it gets the sockets too, whether a container runs or not.
+RestartKillSignal=SIGUSR2
 # At once, then less and less often (systemd 254; an older one warns that it does not know two of these).
 RestartSec=100ms
 RestartSteps=8

@@ -1,6 +1,7 @@
 //! The command line: one file for each command, and what they share.
 //!
-//! - `serve` is the daemon that containerd talks to, `hold` keeps for it what must outlive it.
+//! - `serve` is the daemon that containerd talks to, `hold` keeps for it what must outlive it, `upgrade`
+//!   puts another build in its place.
 //! - `mount` is a union without containerd (`mount_options` reads its `-o`).
 //! - `status` and `check` look at a root, for people and for programs.
 //! - `cache` is for the files of lazy layers.
@@ -22,6 +23,7 @@ mod mount_options;
 mod serve;
 mod signals;
 mod status;
+mod upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -56,6 +58,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Mount layers and an upper as one tree, by fuse-overlayfs's command line
     Mount(mount::MountArgs),
+    /// Replace the running daemon by this program, under running containers
+    Upgrade(upgrade::UpgradeArgs),
     /// Show the snapshots of a running daemon
     Status(status::StatusArgs),
     /// Compare the metadata of a root with what lies on disk
@@ -123,6 +127,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(args),
         Command::Mount(args) => mount::run(args),
         Command::Status(args) => status::run(args),
+        Command::Upgrade(args) => upgrade::run(args),
         Command::Check(args) => check::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Image(args) => image::run(args),

@@ -22,7 +22,8 @@ const EXAMPLES: &str = "Examples:
 
 Flags override the environment, and that overrides the configuration file
 (`lamina config default` prints one). SIGTERM stops the daemon and leaves
-what containers use to the next one; ctrl-C ends everything.";
+what containers use to the next one; SIGUSR2 leaves everything, for one that
+comes at once (`lamina upgrade`); ctrl-C ends everything.";
 
 /// How long the runtime may take to run something before it counts as stuck.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -158,17 +159,19 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
     let _dog = Watchdog::start(move || watchdog::is_running(&handle, ANSWER))
         .context("cannot start the watchdog's thread")?;
     runtime.block_on(async {
-        let stop = signals::stop()?;
+        let (stop, hand_over) = (signals::stop()?, signals::hand_over()?);
         let shutdown = async {
-            let signal = stop.await;
+            let (signal, how) = tokio::select! {
+                // Ctrl-C is somebody who wants it gone.
+                signal = stop => (signal, match signal {
+                    signals::INTERRUPT => Stop::End,
+                    _ => Stop::Leave,
+                }),
+                () = hand_over => ("SIGUSR2", Stop::HandOver),
+            };
             tracing::info!(signal, "stopping");
             notify(&[NotifyState::Stopping]);
-            // Ctrl-C is somebody who wants it gone; SIGTERM may be an upgrade.
-            if signal == "SIGINT" {
-                Stop::End
-            } else {
-                Stop::Leave
-            }
+            how
         };
         Box::pin(daemon::serve(options, ready, shutdown)).await?;
         tracing::info!("stopped");

@@ -335,7 +335,7 @@ fn nothing_is_mounted_after_the_close() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (all, mounter, _) = open(dir.path());
     layer(&all, "base", "");
-    all.close(false);
+    all.close(Stop::End);
     all.prepare("late", "base", &none()).expect_err("closed");
     all.view("late", "base", &none()).expect_err("closed");
     assert!(mounter.names().is_empty());
