@@ -4,7 +4,7 @@
 //! begin with the snapshot's number: `12.fuse`, `12.record`, `12.pin.4711`. The sockets that are listened
 //! on are `listen.2049.77`, after device and inode number of their files.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -74,9 +74,11 @@ impl Keeping {
         Ok(())
     }
 
-    /// The snapshots of which a mount was left.
-    pub(crate) fn mounts(&self) -> BTreeSet<u64> {
-        self.left.lock().mounts.keys().copied().collect()
+    /// The snapshots of which a mount was left, each with [how much](Kept::amount) there is to put back.
+    pub(crate) fn mounts(&self) -> BTreeMap<u64, u64> {
+        let left = self.left.lock();
+        let mounts = left.mounts.iter();
+        mounts.map(|(id, kept)| (*id, kept.amount())).collect()
     }
 
     /// Takes over what was left of a mount.

@@ -13,7 +13,7 @@
 //!
 //! A snapshot that can't be mounted is reported and does not stop the others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -39,11 +39,12 @@ pub struct Report {
 
 /// Detaches what is still mounted on our mount points, and removes the mount points.
 /// What belongs to the mount of a snapshot that was `left` stays.
-pub(crate) fn clear_mounts(layout: &Layout, left: &BTreeSet<u64>) -> Result<Vec<PathBuf>> {
+pub(crate) fn clear_mounts(layout: &Layout, left: &BTreeMap<u64, u64>) -> Result<Vec<PathBuf>> {
     let table = Path::new("/proc/self/mountinfo");
     let text = fs::read(table).map_err(Error::io("cannot read", table))?;
     let mut detached = mounts_below(&text, &layout.mounts());
-    let stays = |path: &Path| left.iter().any(|id| path.starts_with(layout.mount(*id)));
+    let left: HashSet<_> = left.keys().map(|id| layout.mount(*id)).collect();
+    let stays = |path: &Path| path.ancestors().any(|path| left.contains(path));
     detached.retain(|path| !stays(path));
     // The last one first: a mount on a mount, or below one.
     detached.reverse();

@@ -178,7 +178,8 @@ impl FuseMounter {
         let upper = plan
             .upper
             .as_ref()
-            .map(|(fs, work)| Upper::open(fs, work))
+            // The root was probed when the daemon started.
+            .map(|(fs, work)| Upper::open_unprobed(fs, work))
             .transpose()?;
         let in_part = self.partial_copy_up.then_some(PARTIAL_FROM);
         Ok(Union::new(image, upper)?
@@ -194,7 +195,7 @@ impl FuseMounter {
         options: &SessionOptions,
         keeper: Arc<dyn Keeper>,
     ) -> lamina_fusefs::Result<Session> {
-        let union = self.union(plan)?;
+        let union = tracing::debug_span!("union", plan.id).in_scope(|| self.union(plan))?;
         let (session, found) = Session::take_over(union, kept, plan.at, options, keeper)?;
         let Restored {
             nodes,

@@ -4,7 +4,7 @@
 //! transaction is the moment at which a verb happens; what comes before can be undone, and what
 //! comes after is repeated by the next cleanup or start ([`crate::recover`]).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -71,20 +71,20 @@ impl Snapshots {
     pub fn open(root: &Path, mounter: Arc<dyn Mounter>) -> Result<(Snapshots, Report)> {
         let layout = Layout::create(root)?;
         let lock = RootLock::acquire(&layout)?;
-        root::probe(&layout)?;
-        let store = Store::open(&layout, greatest_id(&layout)?)?;
-        let mut left = BTreeSet::new();
+        step("probe", || root::probe(&layout))?;
+        let store = step("store", || Store::open(&layout, greatest_id(&layout)?))?;
+        let mut left = BTreeMap::new();
         if let Some(keeping) = mounter.keeping() {
-            keeping.begin(&layout)?;
+            step("holder", || keeping.begin(&layout))?;
             left = keeping.mounts();
         }
-        let detached = recover::clear_mounts(&layout, &left)?;
+        let detached = step("mounts", || recover::clear_mounts(&layout, &left))?;
         let making = Mutex::default();
-        let mut removed = cleanup::run(&layout, &store, &making)?;
+        let mut removed = step("cleanup", || cleanup::run(&layout, &store, &making))?;
         for id in store.ids()?.keys() {
             removed.extend(indexes::remove_leftovers(&layout, *id)?);
         }
-        mounter.begin(&layout).map_err(|source| Error::Cache {
+        step("cache", || mounter.begin(&layout)).map_err(|source| Error::Cache {
             path: layout.cache(),
             source,
         })?;
@@ -503,12 +503,13 @@ impl Snapshots {
     }
 
     /// Mounts everything that is in use. First, and several at a time, what an earlier daemon left
-    /// (`left`): programs wait for it.
-    fn mount_all(&self, left: &BTreeSet<u64>, report: &mut Report) -> Result<()> {
+    /// (`left`): programs wait for it. Of that first what is done soonest, so that few wait for long.
+    fn mount_all(&self, left: &BTreeMap<u64, u64>, report: &mut Report) -> Result<()> {
         let mut keys = Vec::new();
         self.store.walk(&mut |info| {
             if info.record.kind != Kind::Committed {
-                keys.push((!left.contains(&info.record.id), info.key));
+                let amount = left.get(&info.record.id);
+                keys.push((amount.is_none(), amount.copied(), info.key));
             }
             Ok(())
         })?;
@@ -516,7 +517,7 @@ impl Snapshots {
         let next = Mutex::new(keys.into_iter());
         let report = Mutex::new(report);
         let work = || {
-            while let Some((_, key)) = locked(&next).next() {
+            while let Some((.., key)) = locked(&next).next() {
                 let mounted = self.mounts_of_held(&key);
                 let mut report = locked(&report);
                 match mounted {
@@ -541,6 +542,11 @@ impl Snapshots {
     fn making(&self) -> MutexGuard<'_, HashSet<u64>> {
         locked(&self.making)
     }
+}
+
+/// A step of the start: with how long it took, in the log of whoever wants to know.
+fn step<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
+    tracing::debug_span!("start", name).in_scope(work)
 }
 
 /// Who will hold the upper of a new snapshot, if it is a container's; of no other it is said, but that

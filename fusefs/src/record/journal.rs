@@ -40,12 +40,20 @@ const SMALL: usize = 1 << 20;
 
 /// The version of a record, told by what no version changes: where it stands.
 pub(super) fn version_of(kept: &OwnedFd) -> Option<u64> {
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        let read = rustix::io::pread(kept, &mut bytes, at as u64).ok()?;
-        (read == bytes.len()).then(|| u64::from_ne_bytes(bytes))
-    };
-    (number(AT_MAGIC)? == MAGIC).then(|| number(AT_VERSION))?
+    (number(kept, AT_MAGIC)? == MAGIC).then(|| number(kept, AT_VERSION))?
+}
+
+/// The bytes of its entries.
+pub(super) fn amount_in(kept: &OwnedFd) -> Option<u64> {
+    let half = usize::try_from(number(kept, AT_HALF)?).ok()?;
+    number(kept, *AT_LENGTHS.get(half)?)
+}
+
+/// One of the numbers at its beginning.
+fn number(kept: &OwnedFd, at: usize) -> Option<u64> {
+    let mut bytes = [0; 8];
+    let read = rustix::io::pread(kept, &mut bytes, at as u64).ok()?;
+    (read == bytes.len()).then(|| u64::from_ne_bytes(bytes))
 }
 
 /// The entries of one union.
@@ -295,6 +303,8 @@ mod tests {
         let journal = journal(b"");
         let version = || version_of(&journal.file().try_clone().unwrap().into());
         assert_eq!(version(), Some(VERSION));
+        let amount = || amount_in(&journal.file().try_clone().unwrap().into());
+        assert_eq!(amount(), Some(journal.length as u64));
         journal.memory.store(AT_VERSION, VERSION + 7);
         assert_eq!(version(), Some(VERSION + 7));
         journal.memory.store(AT_MAGIC, 1);

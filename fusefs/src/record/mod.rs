@@ -145,6 +145,11 @@ pub(crate) fn version_of(kept: &OwnedFd) -> Option<u64> {
     journal::version_of(kept)
 }
 
+/// How many bytes of entries the record has that a descriptor keeps; 0, if it keeps none.
+pub(crate) fn amount_in(kept: &OwnedFd) -> u64 {
+    journal::amount_in(kept).unwrap_or(0)
+}
+
 impl Record {
     /// A record without entries.
     pub(crate) fn create(pins: Arc<dyn Pins>) -> io::Result<Record> {

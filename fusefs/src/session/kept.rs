@@ -21,6 +21,7 @@ use super::{Mount, Mounted, Session, SessionOptions, failed};
 use crate::error::{Error, Result};
 use crate::record::{self, Flaw, Pins, Record};
 use crate::sys::device::close_backing;
+use crate::sys::urgent::Urgent;
 use crate::types::NodeId;
 use crate::union::Union;
 
@@ -51,6 +52,11 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// How much there is to put back, in no unit: it grows with what the container has in use.
+    pub fn amount(&self) -> u64 {
+        record::amount_in(&self.record)
+    }
+
     /// The version of the record, if it is of a newer Lamina: this one can't take the mount over.
     pub fn newer_version(&self) -> Option<u64> {
         record::version_of(&self.record).filter(|version| *version > record::VERSION)
@@ -131,6 +137,8 @@ impl Session {
             path: mountpoint.to_owned(),
             flaw,
         };
+        // Whoever was there first runs again by then.
+        let urgent = Urgent::begin();
         let device = Arc::new(File::from(kept.device));
         let pins: Arc<dyn Pins> = keeper.clone();
         let (record, about, state) = Record::open(kept.record.into(), pins).map_err(unfit)?;
@@ -159,6 +167,7 @@ impl Session {
         }
         handshake::ask_again(&device)
             .map_err(|source| failed("cannot ask for requests again on", mountpoint, source))?;
+        drop(urgent);
         sweep_later(&union, &device);
         let restored = Restored {
             nodes: revived.nodes,

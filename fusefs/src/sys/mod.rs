@@ -14,6 +14,7 @@
 //! - [`map`] maps files into memory.
 //! - [`memory`] keeps large buffers from taking memory that they don't use.
 //! - [`shared`] is memory that outlives the process.
+//! - [`urgent`] lets a thread go first.
 
 pub(crate) mod beneath;
 pub(crate) mod caller;
@@ -30,6 +31,7 @@ pub(crate) mod map;
 pub(crate) mod memory;
 pub(crate) mod place;
 pub(crate) mod shared;
+pub(crate) mod urgent;
 
 use rustix::fs::{FileType, Stat};
 

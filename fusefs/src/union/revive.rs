@@ -83,7 +83,12 @@ impl Union {
             let before = Before::new(number, slot.references, slot.handles, done);
             expected.push((number, slot.unique, before));
         }
-        let all: Vec<_> = revival.nodes.keys().copied().collect();
+        // One directory after the other: few of them are open at a time.
+        let mut all: Vec<_> = revival.nodes.keys().copied().collect();
+        all.sort_unstable_by_key(|id| {
+            let names = revival.nodes.get(id).map(|node| &node.names);
+            names.and_then(|names| Some(names.first()?.parent))
+        });
         for id in &all {
             revival.bring(*id);
         }

@@ -67,6 +67,20 @@ impl Upper {
     /// Opens an upper directory and its work directory, which must exist, lie on one file system,
     /// neither inside the other, and be used by nobody else. Clears what an earlier crash left in the work directory.
     pub fn open(upper: &Path, work: &Path) -> Result<Upper> {
+        let opened = Upper::open_unprobed(upper, work)?;
+        opened.probe_marks().map_err(|e| {
+            failed(
+                "the file system keeps no trusted.* extended attributes: the work directory",
+                work,
+                e,
+            )
+        })?;
+        Ok(opened)
+    }
+
+    /// The same on a file system that is known to keep the marks (`trusted.*` extended attributes): nothing
+    /// is made to find out.
+    pub fn open_unprobed(upper: &Path, work: &Path) -> Result<Upper> {
         let root = open_root(upper).map_err(|e| failed("cannot open the upper", upper, e))?;
         let outer =
             open_root(work).map_err(|e| failed("cannot open the work directory", work, e))?;
@@ -96,7 +110,7 @@ impl Upper {
             .map_err(|e| failed("cannot clear the work directory", work, e))?;
         let exact_holes = holes_are_exact(&inner)
             .map_err(|e| failed("cannot look at the file system of", work, e))?;
-        let upper = Upper {
+        Ok(Upper {
             root: Arc::new(root),
             work: Arc::new(inner),
             outer,
@@ -106,15 +120,7 @@ impl Upper {
             exact_holes,
             links: LinkIndex::open(index)?,
             is_partial_noted: AtomicBool::new(false),
-        };
-        upper.probe_marks().map_err(|e| {
-            failed(
-                "the file system keeps no trusted.* extended attributes: the work directory",
-                work,
-                e,
-            )
-        })?;
-        Ok(upper)
+        })
     }
 
     /// The upper's root directory.
