@@ -13,6 +13,7 @@ use std::time::Duration;
 use lamina_fusefs::blob;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::net::UnixListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::cri;
@@ -29,6 +30,7 @@ use crate::snapshots::Snapshots;
 pub use crate::snapshots::Stop;
 use crate::socket_file::{self, SocketFile};
 use crate::upper_mode::UpperMode;
+use crate::watchdog::{self, Watchdog};
 
 /// How long calls under way may take to end when the daemon stops.
 const GRACE: Duration = Duration::from_secs(10);
@@ -125,8 +127,13 @@ pub async fn serve_with(
         }
     };
     ready(&options);
+    let probe = watchdog::probe(&snapshots, Handle::current());
+    let dog = Watchdog::start(probe).inspect_err(|error| {
+        tracing::warn!(%error, "nobody looks whether the daemon hangs");
+    });
     let served = serve_until(Arc::clone(&snapshots), listeners, &options, shutdown).await;
     // What ends with an error is started again.
+    drop(dog);
     let how = *served.as_ref().unwrap_or(&Stop::HandOver);
     let left = blocking(move || snapshots.close(how)).await?;
     sockets.end(left);

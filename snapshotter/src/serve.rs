@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use lamina_fusefs::blob;
 use lamina_fusefs::image::{Image, LayerPlace};
-use lamina_fusefs::session::{Keeper, Kept, Restored, Session, SessionOptions};
+use lamina_fusefs::session::{Keeper, Kept, Restored, Session, SessionOptions, Stuck};
 use lamina_fusefs::types::Attr;
 use lamina_fusefs::union::{PARTIAL_FROM, Union};
 use lamina_fusefs::upper::Upper;
@@ -115,6 +115,10 @@ pub trait Running: Send {
     fn is_alive(&self) -> bool;
     /// Whether anybody uses the mount, by what all processes see mounted.
     fn is_used(&self, tables: &MountTables) -> bool;
+    /// Requests that have been answered for at least so long, and still are.
+    fn stuck(&self, _limit: Duration) -> Vec<Stuck> {
+        Vec::new()
+    }
     /// Leaves the mount to the next process.
     fn leave(self: Box<Self>);
     /// Detaches it and waits for its users; `false` if one stayed.
@@ -367,6 +371,10 @@ impl Running for Session {
         tables.have_used(self.mountpoint(), self.device())
     }
 
+    fn stuck(&self, limit: Duration) -> Vec<Stuck> {
+        Session::stuck(self, limit)
+    }
+
     fn leave(self: Box<Self>) {
         Session::leave(*self);
     }
@@ -602,6 +610,31 @@ impl Sessions {
         if let Some(keeping) = self.mounter.keeping() {
             keeping.end();
         }
+    }
+
+    /// Requests that have been answered for at least so long and still are, by the mount point.
+    pub(crate) fn stuck(&self, limit: Duration) -> Vec<(PathBuf, Stuck)> {
+        let mut all = Vec::new();
+        let mut add = |id: u64, running: &dyn Running| {
+            let stuck = running.stuck(limit).into_iter();
+            all.extend(stuck.map(|stuck| (self.layout.mount(id), stuck)));
+        };
+        for (id, running) in locked(&self.own).iter() {
+            add(*id, &**running);
+        }
+        let images: Vec<_> = locked(&self.images)
+            .iter()
+            .map(|(top, slot)| (*top, Arc::clone(slot)))
+            .collect();
+        for (top, slot) in images {
+            // One that is being mounted or ended has nobody who is stuck.
+            if let Ok(mount) = slot.try_lock()
+                && let Some(running) = &mount.running
+            {
+                add(top, &**running);
+            }
+        }
+        all
     }
 
     /// Whether anybody uses any of it.

@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
+use std::time::Duration;
+
+use lamina_fusefs::session::Stuck;
 
 use crate::busy::Busy;
 use crate::error::{Error, Result};
@@ -299,6 +302,12 @@ impl Snapshots {
         }
         self.sessions.stop_all();
         false
+    }
+
+    /// Requests of containers that have been answered for at least so long and still are, by the mount
+    /// point.
+    pub(crate) fn stuck(&self, limit: Duration) -> Vec<(PathBuf, Stuck)> {
+        self.sessions.stuck(limit)
     }
 
     fn status_of(&self, info: &Info) -> SnapshotStatus {

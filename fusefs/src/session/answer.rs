@@ -10,6 +10,7 @@ use fuser::{
 
 use super::convert::{FOREVER, entry_attr, entry_attr_ttl};
 use super::requests::Operation;
+use super::workers::busy;
 use crate::error::{Error, Result};
 use crate::types::Entry;
 
@@ -96,7 +97,8 @@ pub(super) fn done(
 pub(super) fn survive(operation: Operation, ino: INodeNo, work: impl FnOnce()) {
     // No lock of the union is poisoned, and none guards an invariant over more than one step
     // that a crash could not cut off as well.
-    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+    let survived = busy(operation, ino, || catch_unwind(AssertUnwindSafe(work)));
+    if survived.is_err() {
         tracing::error!(
             operation = operation.name(),
             node = ino.0,

@@ -33,6 +33,7 @@ use super::passthrough::{NamesBacking as _, Passthrough, open_mode};
 use super::requests::{Counters, Operation};
 use super::unlinked;
 use super::waiting::Waiting;
+use super::workers::Workers;
 use crate::error::{Error, Result};
 use crate::image::Absent;
 use crate::types::{Fh, NodeId, SetAttr};
@@ -87,6 +88,7 @@ pub(super) struct Handler {
     /// Whether the kernel opens directories without us once we have told it to.
     no_opendir: bool,
     counters: Arc<Counters>,
+    workers: Arc<Workers>,
     notifier: Arc<OnceLock<Notifier>>,
     /// The connection, which fuser keeps to itself.
     device: Arc<File>,
@@ -102,7 +104,7 @@ impl Handler {
         without: KernelFeatures,
         idmap: bool,
         no_open: bool,
-        counters: Arc<Counters>,
+        (counters, workers): (Arc<Counters>, Arc<Workers>),
         notifier: Arc<OnceLock<Notifier>>,
         device: Arc<File>,
     ) -> Self {
@@ -117,14 +119,16 @@ impl Handler {
             killpriv: false,
             no_opendir: false,
             counters,
+            workers,
             notifier,
             device,
         }
     }
 
-    /// Counts a request.
+    /// Counts a request, and notes who answers it.
     fn asked(&self, operation: Operation) -> Operation {
         self.counters.add(operation);
+        self.workers.enter();
         operation
     }
 

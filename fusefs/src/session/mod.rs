@@ -1,7 +1,7 @@
 //! The session: one union, served as one FUSE mount.
 //!
 //! [`Session::mount`] opens `/dev/fuse`, mounts, shakes hands with the kernel and starts the
-//! threads that answer it. From then on five modules work together:
+//! threads that answer it. From then on these modules work together:
 //!
 //! - `handler` has one short function for each request: decode, ask the union, answer
 //!   (`answer` holds what the replies have in common).
@@ -13,6 +13,7 @@
 //! - `handshake` agrees with the kernel, once in the life of a mount.
 //! - `kept` lets a mount outlive its process: another one takes it over.
 //! - `waiting` keeps requests for bytes that are not on this host from keeping others waiting.
+//! - `workers` knows what each thread is doing.
 //!
 //! A mount that somebody still uses when it is unmounted is only detached: it disappears from
 //! the tree, and is served until its last user is gone. The daemon itself never touches a path
@@ -28,6 +29,7 @@ mod passthrough;
 mod requests;
 mod unlinked;
 mod waiting;
+mod workers;
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -49,6 +51,8 @@ use self::handshake::Agreement;
 pub use self::kept::{Keeper, Kept, Restored};
 use self::requests::Counters;
 pub use self::requests::{Operation, Requests};
+pub use self::workers::Stuck;
+use self::workers::Workers;
 use crate::error::{Error, Result};
 use crate::sys::memory::tame_allocator;
 use crate::union::Union;
@@ -165,6 +169,7 @@ struct Begun {
     session: fuser::Session<Handler>,
     agreement: Agreement,
     counters: Arc<Counters>,
+    workers: Arc<Workers>,
 }
 
 impl Begun {
@@ -186,6 +191,7 @@ impl Begun {
             thread: Some(thread),
             served,
             counters: self.counters,
+            workers: self.workers,
             union,
         })
     }
@@ -199,6 +205,7 @@ pub struct Session {
     thread: Option<JoinHandle<io::Result<()>>>,
     served: Arc<Served>,
     counters: Arc<Counters>,
+    workers: Arc<Workers>,
     union: Arc<Union>,
 }
 
@@ -230,13 +237,14 @@ impl Session {
         // idmapped mounts it does not tell us who they are.
         config.acl = fuser::SessionACL::All;
         let counters = Arc::new(Counters::default());
+        let workers = Arc::new(Workers::default());
         let notifier = Arc::new(OnceLock::new());
         let handler = Handler::new(
             Arc::clone(union),
             options.without(),
             options.idmap,
             options.no_open(),
-            Arc::clone(&counters),
+            (Arc::clone(&counters), Arc::clone(&workers)),
             Arc::clone(&notifier),
             Arc::clone(device),
         );
@@ -248,6 +256,7 @@ impl Session {
             session,
             agreement,
             counters,
+            workers,
         })
     }
 
@@ -269,6 +278,11 @@ impl Session {
     /// How many requests it was asked so far.
     pub fn requests(&self) -> Requests {
         self.counters.sum()
+    }
+
+    /// Requests that have been answered for at least so long, and still are.
+    pub fn stuck(&self, limit: Duration) -> Vec<Stuck> {
+        self.workers.stuck(limit)
     }
 
     /// Whether the mount is still served.

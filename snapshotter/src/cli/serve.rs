@@ -1,7 +1,6 @@
 //! `lamina serve`: configuration, logging and signals around the daemon.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -10,7 +9,6 @@ use lamina_snapshotter::config::{Config, LogFormat};
 use lamina_snapshotter::daemon::{self, ServeOptions, Stop};
 use lamina_snapshotter::hold::Keeper;
 use lamina_snapshotter::upper_mode::UpperMode;
-use lamina_snapshotter::watchdog::{self, Watchdog};
 use sd_notify::NotifyState;
 
 use super::{PlaceArgs, logging, signals};
@@ -24,9 +22,6 @@ Flags override the environment, and that overrides the configuration file
 (`lamina config default` prints one). SIGTERM stops the daemon and leaves
 what containers use to the next one; SIGUSR2 leaves everything, for one that
 comes at once (`lamina upgrade`); ctrl-C ends everything.";
-
-/// How long the runtime may take to run something before it counts as stuck.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// Arguments of `lamina serve`.
 #[derive(Args, Debug)]
@@ -155,9 +150,6 @@ pub(super) fn run(args: &ServeArgs) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let handle = runtime.handle().clone();
-    let _dog = Watchdog::start(move || watchdog::is_running(&handle, ANSWER))
-        .context("cannot start the watchdog's thread")?;
     runtime.block_on(async {
         let (stop, hand_over) = (signals::stop()?, signals::hand_over()?);
         let shutdown = async {

@@ -121,7 +121,7 @@ impl Daemon {
         let failed = |what: &str| format!("cannot read {what} of {}", proc.display());
         let words = |what: &str| -> Result<Vec<OsString>> {
             let text = fs::read(proc.join(what)).with_context(|| failed(what))?;
-            let words = text.split(|byte| *byte == 0).map(|word| word.to_vec());
+            let words = text.split(|byte| *byte == 0).map(<[u8]>::to_vec);
             let mut words: Vec<_> = words.map(OsString::from_vec).collect();
             // Behind the last zero.
             words.pop();
