@@ -88,6 +88,8 @@ fn an_index_is_kept_where_indexdir_says_and_made_again_when_it_is_damaged() {
     let lowers = format!("lowerdir={a}:{b}");
     let indexed = format!("{lowers},indexdir={index}");
     assert_eq!(look(&indexed, &at("mnt")), ["one", "two"]);
+    let recorded = format!("{indexed},record");
+    assert_eq!(look(&recorded, &at("mnt")), ["one", "two"]);
     let files = || -> Vec<_> {
         let entries = fs::read_dir(at("index")).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()
