@@ -82,6 +82,8 @@ impl Lamina {
     fn serve(&self, mut options: OsString, round: &Round, at: &Path) -> Result<Mounted> {
         options.push(",indexdir=");
         options.push(round.index(&self.name));
+        // As below the daemon, which the next one may have to take over from.
+        options.push(",record");
         if !self.extra.is_empty() {
             options.push(",");
             options.push(&self.extra);

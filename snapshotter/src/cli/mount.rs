@@ -9,6 +9,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgAction, Args};
 use lamina_fusefs::image::{Image, LayerPlace, index_in};
 use lamina_fusefs::layer::{DirLayer, Layer};
-use lamina_fusefs::session::{Session, SessionOptions};
+use lamina_fusefs::record::Pins;
+use lamina_fusefs::session::{Keeper, Session, SessionOptions};
+use lamina_fusefs::types::NodeId;
 use lamina_fusefs::union::Union;
 use lamina_fusefs::upper::Upper;
 use lamina_snapshotter::config::LogFormat;
@@ -59,6 +62,8 @@ Options (-o), separated by commas; a backslash before `,` `:` `\` keeps them in 
   metacopy=off      copy the data too where only attributes or names of a file change
   partial_copy_up=X on, off, or the length in bytes from which only the blocks of a file are copied
                     up that are written (64 MiB)
+  record            write down what `lamina serve` writes down so that another daemon can go on, for a
+                    fair race: nobody reads it, and the mount ends with this process
   Other options of fuse-overlayfs and unknown ones are ignored with a warning.
 
 For podman, in storage.conf:
@@ -176,7 +181,6 @@ impl Plan {
         let union = Union::new(image, upper)?
             .metacopy(options.metacopy)
             .partial_copy_up_from(options.partial_copy_up);
-        let union = Arc::new(union);
         let session = SessionOptions {
             fsname: self.fsname.clone(),
             read_only: options.read_only,
@@ -189,8 +193,26 @@ impl Plan {
             extra: options.contexts.clone(),
             ..SessionOptions::default()
         };
-        Ok(Session::mount(union, &self.mountpoint, &session)?)
+        let at = &self.mountpoint;
+        Ok(if options.record {
+            Session::mount_kept(union, at, &session, Arc::new(Nobody))?
+        } else {
+            Session::mount(Arc::new(union), at, &session)?
+        })
     }
+}
+
+/// Keeps nothing.
+struct Nobody;
+
+impl Pins for Nobody {
+    fn pin(&self, _: NodeId, _: &Arc<OwnedFd>) {}
+    fn unpin(&self, _: NodeId) {}
+}
+
+impl Keeper for Nobody {
+    fn keep(&self, _: OwnedFd, _: OwnedFd) {}
+    fn release(&self) {}
 }
 
 /// The image of the layers, by its index if there is a place for one.

@@ -49,6 +49,8 @@ pub(super) struct MountOptions {
     pub metacopy: bool,
     /// `partial_copy_up`: the length from which files are copied up in part (bytes), if at all.
     pub partial_copy_up: Option<u64>,
+    /// `record`: what the daemon writes down for the one after it is written down.
+    pub record: bool,
     /// What was asked for and will not happen, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -153,6 +155,7 @@ impl MountOptions {
             "defaults" => {
                 (self.read_only, self.suid, self.dev, self.exec) = (false, true, true, true);
             }
+            "record" => self.record = true,
             "without" => self.without |= features(needed("without", value)?)?,
             "metacopy" => self.metacopy = switch("metacopy", needed("metacopy", value)?)?,
             "partial_copy_up" => {

@@ -86,6 +86,12 @@ fn files_are_opened_without_asking_where_nothing_is_written() {
 }
 
 #[test]
+fn nothing_is_recorded_unless_somebody_asks_for_it() {
+    assert!(parse("lowerdir=/a,record").record);
+    assert!(!parse("lowerdir=/a").record);
+}
+
+#[test]
 fn escapes_keep_separators_in_paths() {
     assert_eq!(lower(r"lowerdir=/a\:b:/c"), ["/a:b", "/c"]);
     assert_eq!(lower(r"lowerdir=/a\,b:/c"), ["/a,b", "/c"]);
