@@ -8,9 +8,8 @@ use lamina_snapshotter::check::{Finding, check};
 use lamina_snapshotter::upper_mode::UpperMode;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
-use super::disk::{Clock, Disk, FileSystem};
-use super::harness::{Api, Daemon, mounts_below};
-use super::sparse::Sparse;
+use super::disk::{Clock, Disk, FileSystem, MountsBelow, Sparse};
+use super::harness::{Api, Daemon};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// On a busy machine a registry takes its time, and that is not what is tested.
@@ -84,18 +83,5 @@ impl Boot {
 impl Drop for Boot {
     fn drop(&mut self) {
         let _ = unmount(BOOT_ID, UnmountFlags::DETACH);
-    }
-}
-
-/// Unmounts everything below a directory, but not what is mounted on it.
-struct MountsBelow(PathBuf);
-
-impl Drop for MountsBelow {
-    fn drop(&mut self) {
-        for point in mounts_below(&self.0).unwrap_or_default().iter().rev() {
-            if *point != self.0 {
-                let _ = unmount(point, UnmountFlags::DETACH);
-            }
-        }
     }
 }

@@ -10,6 +10,8 @@
 //! `LAMINA_CUTS` says how often, `LAMINA_DISK` on which file systems, `LAMINA_SEED` repeats a run (the
 //! callers' threads and the kernel's keep an order of their own). Run it through `scripts/private`: it mounts over the host's boot id.
 
+mod cuts;
+#[path = "../disk/mod.rs"]
 mod disk;
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
@@ -17,7 +19,6 @@ mod machine;
 mod model;
 mod replay;
 mod script;
-mod sparse;
 mod synchronous;
 
 use std::io::{Write as _, stderr};

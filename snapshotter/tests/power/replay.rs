@@ -10,11 +10,11 @@ use fastrand::Rng;
 use lamina_fusefs::blob::Digest;
 use lamina_proto::containerd::services::snapshots::v1::Kind;
 
-use super::disk::{Cache, Entry, FileSystem, Losses, Replay};
+use super::cuts::{Cache, Losses, Replay};
+use super::disk::{Entry, FileSystem, Sparse};
 use super::harness::Api;
 use super::machine::Machine;
 use super::model::{Contents, Snapshot, Story};
-use super::sparse::Sparse;
 
 /// How the keys of snapshots begin that were made to look at others.
 const OURS: &str = "look";

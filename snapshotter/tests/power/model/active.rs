@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::super::sparse::Sparse;
+use super::super::disk::Sparse;
 use super::contents;
 use super::layer::Layer;
 use super::tree::{FileId, Tree};

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::super::sparse::{BLOCK, Sparse};
+use super::super::disk::{BLOCK, Sparse};
 
 /// In files of so many bytes what lies in holes is not read.
 const LARGE: u64 = 1 << 20;

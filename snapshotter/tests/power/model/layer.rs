@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::super::sparse::Sparse;
+use super::super::disk::Sparse;
 use super::contents;
 use super::tree::{FileId, Tree};
 

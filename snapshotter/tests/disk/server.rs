@@ -12,8 +12,7 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 
-use super::super::sparse::Sparse;
-use super::log::Entry;
+use super::sparse::Sparse;
 
 pub(crate) const NAME: &str = "disk";
 const FILE: INodeNo = INodeNo(2);
@@ -21,10 +20,56 @@ const FILE: INodeNo = INodeNo(2);
 const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 const MAX_WRITE: u32 = 1 << 20;
 
-/// What the disk holds now, and how that came.
+/// One thing that the disk was told.
+#[derive(Clone)]
+pub(crate) enum Entry {
+    Write { offset: u64, data: Arc<[u8]> },
+    Flush,
+}
+
+/// What [`Faults::BadBlocks`] is about.
+pub(crate) const BAD: &[u8] = b"this block is bad";
+
+/// Which requests a disk that is ill answers with EIO.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Faults {
+    #[default]
+    None,
+    /// Whatever is read.
+    Reads,
+    /// Whatever is written, and flushes.
+    Writes,
+    /// Whatever is read or written with [`BAD`] in it.
+    BadBlocks,
+}
+
+impl Faults {
+    fn fail_read(self, data: &[u8]) -> bool {
+        match self {
+            Faults::None | Faults::Writes => false,
+            Faults::Reads => true,
+            Faults::BadBlocks => is_bad(data),
+        }
+    }
+
+    fn fail_write(self, data: &[u8]) -> bool {
+        match self {
+            Faults::None | Faults::Reads => false,
+            Faults::Writes => true,
+            Faults::BadBlocks => is_bad(data),
+        }
+    }
+}
+
+fn is_bad(data: &[u8]) -> bool {
+    data.windows(BAD.len()).any(|bytes| bytes == BAD)
+}
+
+/// What the disk holds now, how that came, and what fails.
 pub(crate) struct State {
     pub(crate) now: Sparse,
     pub(crate) log: Vec<Entry>,
+    pub(crate) faults: Faults,
 }
 
 /// One request is answered after the other, so the log is in the order of the answers.
@@ -99,7 +144,12 @@ impl Filesystem for Served {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let bytes = self.state().now.read(offset, size as usize);
+        let state = self.state();
+        let bytes = state.now.read(offset, size as usize);
+        if state.faults.fail_read(&bytes) {
+            return reply.error(Errno::EIO);
+        }
+        drop(state);
         reply.data(&bytes);
     }
 
@@ -117,6 +167,9 @@ impl Filesystem for Served {
     ) {
         let written = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let mut state = self.state();
+        if state.faults.fail_write(data) {
+            return reply.error(Errno::EIO);
+        }
         state.now.write(offset, data);
         let data = data.into();
         state.log.push(Entry::Write { offset, data });
@@ -129,7 +182,11 @@ impl Filesystem for Served {
     }
 
     fn fsync(&self, _: &Request, _ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.state().log.push(Entry::Flush);
+        let mut state = self.state();
+        if state.faults.fail_write(&[]) {
+            return reply.error(Errno::EIO);
+        }
+        state.log.push(Entry::Flush);
         reply.ok();
     }
 

@@ -1,12 +1,17 @@
-//! A disk whose power can be cut: a loop device over a FUSE file system of one file, which keeps
-//! each write and each flush in a log.
+//! A disk that remembers what it was told, and fails when it is told to: a loop device over a FUSE file
+//! system of one file, which keeps each write and each flush in a log.
 //!
 //! The loop driver reads and writes the file past the page cache, and hands a flush on as an fsync.
-//! So the log has what the file system told its disk, in that order, and from it follows what a
-//! disk with a volatile cache may hold when the power goes at any place in it ([`Replay`]).
+//! So the log has what the file system told its disk, in that order.
 
-mod log;
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each binary that includes this module uses a part of it"
+)]
+
 mod server;
+mod sparse;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,10 +22,10 @@ use anyhow::{Context as _, Result};
 use fuser::BackgroundSession;
 use rustix::mount::{UnmountFlags, unmount};
 
-pub(crate) use self::log::{Cache, Entry, Losses, Replay};
+pub(crate) use self::server::{BAD, Entry, Faults};
 use self::server::{NAME, Served, State};
-use super::harness::{run, wait_for};
-use super::sparse::Sparse;
+pub(crate) use self::sparse::{BLOCK, Sparse};
+use super::harness::{mounts_below, run, wait_for};
 
 /// Sparse, so that most of it costs nothing.
 const DISK_MIB: u64 = 1024;
@@ -123,6 +128,7 @@ impl Disk {
         let clock = Clock(Arc::new(Mutex::new(State {
             now: disk,
             log: Vec::new(),
+            faults: Faults::default(),
         })));
         let server = Served(Arc::clone(&clock.0)).mount(&served);
         let server = server.with_context(|| format!("cannot serve {}", served.display()))?;
@@ -138,6 +144,11 @@ impl Disk {
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
+
+    /// From now on these requests fail.
+    pub(crate) fn fail(&self, faults: Faults) {
+        self.clock.state().faults = faults;
+    }
 }
 
 /// Tells the time by what a disk was told.
@@ -150,7 +161,12 @@ impl Clock {
         self.state().log.len()
     }
 
-    /// All of them.
+    /// What the disk holds now.
+    pub(crate) fn disk(&self) -> Sparse {
+        self.state().now.clone()
+    }
+
+    /// All entries of its log.
     pub(crate) fn log(&self) -> Vec<Entry> {
         self.state().log.clone()
     }
@@ -199,6 +215,19 @@ impl Drop for Mounted {
         });
         if unmounted.is_err() {
             let _ = unmount(&self.0, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Unmounts everything below a directory, but not what is mounted on it.
+pub(crate) struct MountsBelow(pub(crate) PathBuf);
+
+impl Drop for MountsBelow {
+    fn drop(&mut self) {
+        for point in mounts_below(&self.0).unwrap_or_default().iter().rev() {
+            if *point != self.0 {
+                let _ = unmount(point, UnmountFlags::DETACH);
+            }
         }
     }
 }

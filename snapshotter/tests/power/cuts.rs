@@ -1,21 +1,13 @@
-//! What a disk was told, in order, and what it may hold when its power goes.
+//! What a disk may hold when its power goes, by what it was told.
 //!
 //! A disk with a volatile cache promises one thing: what was written before a flush is there after
 //! it. Of what was written since, each sector may have come to the platter or not, in any order.
 
 use std::ops::AddAssign;
-use std::sync::Arc;
 
 use fastrand::Rng;
 
-use super::super::sparse::Sparse;
-
-/// One thing that the disk was told.
-#[derive(Clone)]
-pub(crate) enum Entry {
-    Write { offset: u64, data: Arc<[u8]> },
-    Flush,
-}
+use super::disk::{Entry, Sparse};
 
 /// What becomes of the writes since the last flush.
 #[derive(Clone, Copy, Debug)]
