@@ -102,11 +102,16 @@ fn sync(dir: &Path) -> Result<()> {
         .map_err(Error::io("cannot sync", dir))
 }
 
-/// Makes everything that a snapshot holds durable, whoever wrote it.
-pub(crate) fn sync_file_system(layout: &Layout, id: u64) -> Result<()> {
-    let path = layout.fs(id);
-    let dir = File::open(&path).map_err(Error::io("cannot open", &path))?;
-    rustix::fs::syncfs(&dir).map_err(Error::io("cannot sync the file system of", &path))
+/// Fails if nothing can be changed in the directory of the snapshots: it is read-only, or its disk is
+/// broken or full. It makes what a crash would leave of a snapshot that is being made.
+pub(crate) fn can_change(layout: &Layout, id: u64) -> Result<()> {
+    let probe = layout.new_snapshot(id);
+    // One that could not be removed the last time.
+    remove(&probe);
+    create(&probe)?;
+    let synced = sync(&probe);
+    remove(&probe);
+    synced
 }
 
 /// Whether a union ever had the upper of an active snapshot, so that it may need sealing: it made

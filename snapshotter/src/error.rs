@@ -9,6 +9,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::store::records::Kind;
 
 /// The result of everything in this crate that can fail.
@@ -113,7 +115,7 @@ pub enum Error {
     #[error("cannot read the filter: {0}")]
     BadFilter(String),
     /// A system call failed.
-    #[error("{action} {}: {source}", .path.display())]
+    #[error("{action} {}: {source}{}", .path.display(), Advice(Some(.source)))]
     Io {
         /// What was tried, as a phrase that ends before the path: "cannot create".
         action: &'static str,
@@ -123,7 +125,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The union could not be mounted.
-    #[error("cannot mount the file system of snapshot {id} on {}: {source}", .path.display())]
+    #[error("cannot mount the file system of snapshot {id} on {}: {source}{}", .path.display(), Advice(io_of(.source)))]
     Mount {
         /// Number of the snapshot.
         id: u64,
@@ -132,8 +134,16 @@ pub enum Error {
         /// Why.
         source: lamina_fusefs::Error,
     },
+    /// The disk failed to take what was written while the snapshot was active.
+    #[error(
+        "cannot commit snapshot {id}: the disk failed since it was made, and what was written to it may be lost; remove it, and make it again"
+    )]
+    Lost {
+        /// Number of the snapshot.
+        id: u64,
+    },
     /// What the work directory knew could not be moved into the upper at a commit.
-    #[error("cannot complete snapshot {id} to a layer: {source}; it stays active, commit it again")]
+    #[error("cannot complete snapshot {id} to a layer: {source}; it stays active, commit it again{}", Advice(io_of(.source)))]
     Seal {
         /// Number of the snapshot.
         id: u64,
@@ -155,7 +165,7 @@ pub enum Error {
         source: Box<crate::lazy::LazyError>,
     },
     /// A transaction of the metadata store failed.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {source}{}", .path.display(), Advice(io_of_store(.source)))]
     Store {
         /// The store's file.
         path: PathBuf,
@@ -283,12 +293,11 @@ impl Error {
             Error::Io { source, .. } => code_of_io(source),
             Error::Mount { source, .. }
             | Error::Seal { source, .. }
-            | Error::Cache { source, .. } => code_of_mount(source),
-            Error::Store { source, .. } => match &**source {
-                redb::Error::Io(source) => code_of_io(source),
-                _ => Code::Internal,
-            },
-            Error::CorruptStore { .. } | Error::MissingStore { .. } => Code::DataLoss,
+            | Error::Cache { source, .. } => io_of(source).map_or(Code::Internal, code_of_io),
+            Error::Store { source, .. } => io_of_store(source).map_or(Code::Internal, code_of_io),
+            Error::CorruptStore { .. } | Error::MissingStore { .. } | Error::Lost { .. } => {
+                Code::DataLoss
+            }
             Error::Grpc { .. } | Error::Broken(_) | Error::Lazy { .. } => Code::Internal,
         }
     }
@@ -309,18 +318,47 @@ impl Error {
 fn code_of_io(error: &io::Error) -> Code {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
-        // A kernel that lacks what the snapshot needs.
-        io::ErrorKind::Unsupported => Code::FailedPrecondition,
+        // A kernel that lacks what the snapshot needs; a root that somebody has to make writable.
+        io::ErrorKind::Unsupported | io::ErrorKind::ReadOnlyFilesystem => Code::FailedPrecondition,
         _ => Code::Internal,
     }
 }
 
-fn code_of_mount(error: &lamina_fusefs::Error) -> Code {
+/// The system call's error in an error of the union.
+fn io_of(error: &lamina_fusefs::Error) -> Option<&io::Error> {
     match error {
         lamina_fusefs::Error::Io(source) | lamina_fusefs::Error::Path { source, .. } => {
-            code_of_io(source)
+            Some(source)
         }
-        _ => Code::Internal,
+        _ => None,
+    }
+}
+
+/// The same in an error of the store.
+fn io_of_store(error: &redb::Error) -> Option<&io::Error> {
+    match error {
+        redb::Error::Io(source) => Some(source),
+        _ => None,
+    }
+}
+
+/// What to do about a system call's error, as the end of a message, where that is not plain.
+struct Advice<'a>(Option<&'a io::Error>);
+
+impl fmt::Display for Advice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.and_then(Errno::from_io_error) {
+            Some(Errno::ROFS) => f.write_str(
+                "; nothing can change until it is writable again: see the kernel's log for why it is \
+                 not, and remount it; after an error of the disk, stop what uses it, unmount it, and \
+                 repair it",
+            ),
+            Some(Errno::IO) => f.write_str(
+                "; the disk or its file system failed: see the kernel's log; once the disk is well \
+                 again, it may have to be unmounted and mounted anew",
+            ),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -371,6 +409,24 @@ mod tests {
         assert_eq!(mount.code(), Code::ResourceExhausted);
         let denied = Error::io("cannot create", "/x")(io::Error::from_raw_os_error(13));
         assert_eq!(denied.code(), Code::Internal);
+    }
+
+    #[test]
+    fn what_is_read_only_or_broken_says_what_to_do() {
+        let of = |errno: Errno| Error::io("cannot create", "/x")(errno);
+        assert_eq!(of(Errno::ROFS).code(), Code::FailedPrecondition);
+        assert!(of(Errno::ROFS).to_string().contains("remount it"));
+        assert_eq!(of(Errno::IO).code(), Code::Internal);
+        let store = Error::Store {
+            path: "/x".into(),
+            source: Box::new(redb::Error::Io(Errno::ROFS.into())),
+        };
+        assert_eq!(store.code(), Code::FailedPrecondition);
+        let seal = Error::Seal {
+            id: 1,
+            source: Errno::IO.into(),
+        };
+        assert!(seal.to_string().contains("the kernel's log"), "{seal}");
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod containerd;
 pub mod cri;
 pub mod daemon;
 mod dirs;
+mod disk;
 pub mod error;
 pub mod filter;
 pub mod hold;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use lamina_fusefs::session::Stuck;
 
 use crate::busy::Busy;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::id_map::IdMap;
@@ -62,6 +63,7 @@ pub struct Snapshots {
     store: Store,
     sessions: Sessions,
     busy: Busy,
+    disk: Disk,
     /// Who holds the uppers of containers whose labels do not say.
     upper: UpperMode,
     /// Numbers of snapshots whose directories exist and which are not in the store yet.
@@ -75,6 +77,7 @@ impl Snapshots {
         let layout = Layout::create(root)?;
         let lock = RootLock::acquire(&layout)?;
         step("probe", || root::probe(&layout))?;
+        let disk = Disk::open(&layout)?;
         let store = step("store", || Store::open(&layout, greatest_id(&layout)?))?;
         let mut left = BTreeMap::new();
         if let Some(keeping) = mounter.keeping() {
@@ -98,6 +101,7 @@ impl Snapshots {
             store,
             sessions,
             busy,
+            disk,
             upper: UpperMode::default(),
             making,
             _lock: lock,
@@ -167,6 +171,11 @@ impl Snapshots {
             // stays active.
             self.mounts_of_held(key)?;
         }
+        if self.sessions.is_running(id) {
+            // What would fail has to, before the container loses its mount.
+            self.sync(id)?;
+            dirs::can_change(&self.layout, id)?;
+        }
         let sealed = self.sessions.seal(id);
         if let Ok(false) = sealed {
             tracing::warn!(
@@ -177,7 +186,7 @@ impl Snapshots {
         }
         let committed = sealed
             .and_then(|_| usage::measure(&self.layout.fs(id)))
-            .and_then(|usage| dirs::sync_file_system(&self.layout, id).map(|()| usage))
+            .and_then(|usage| self.sync(id).map(|()| usage))
             .and_then(|usage| self.store.commit(key, name, usage, labels).map(drop));
         // A transaction that failed while it was made durable may have happened.
         let Err(error) = committed.or_else(|error| match self.has_happened(name, id) {
@@ -479,6 +488,11 @@ impl Snapshots {
                 None
             }
         }
+    }
+
+    /// Makes durable what was written to a snapshot that is to be committed.
+    fn sync(&self, id: u64) -> Result<()> {
+        self.disk.sync_snapshot(id, self.store.next_id())
     }
 
     fn start(&self, access: &Access, id: u64, chain: &[u64]) -> Result<()> {

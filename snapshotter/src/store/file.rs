@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
 use redb::{Builder, Database, DatabaseError, StorageError};
+use rustix::fs::{Advice, fadvise};
 
 use super::layout::{Entry, Layout};
 use super::records::{FORMAT, FORMAT_LAZY};
@@ -53,6 +54,15 @@ pub(super) fn create(layout: &Layout) -> Result<()> {
 /// Opens an existing store.
 pub(super) fn open(path: &Path) -> Result<Database> {
     builder().open(path).map_err(|error| fault(path, error))
+}
+
+/// Has the kernel read the file from the disk when it is opened next. Pages whose writing failed count as
+/// written from then on, and would tell of a transaction that no later start finds.
+pub(super) fn forget_pages(path: &Path) -> Result<()> {
+    let file = File::open(path).map_err(Error::io("cannot open", path))?;
+    // Only pages that nobody is to write go. An error was seen before, or is seen at the next transaction.
+    let _ = file.sync_data();
+    fadvise(&file, 0, None, Advice::DontNeed).map_err(Error::io("cannot forget the pages of", path))
 }
 
 /// Opens an existing store and verifies it: the checksum of every page, the tables, the format.

@@ -15,7 +15,8 @@
 //! nothing slow happens inside one: directories are made before it and deleted after it.
 //!
 //! After an I/O error redb refuses everything until the file is opened anew. A full disk must not
-//! end the daemon, so the store does that itself ([`Store::reopen`]).
+//! end the daemon, so the store does that itself ([`Store::reopen`]). What the kernel remembers of the
+//! file is forgotten first: after an fsync that failed it may be what the disk does not have.
 
 mod file;
 pub mod layout;
@@ -74,6 +75,11 @@ impl Store {
     /// A new id, never given out before.
     pub fn allocate(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The id that will be handed out next.
+    pub fn next_id(&self) -> u64 {
+        self.next_id.load(Ordering::Relaxed)
     }
 
     /// The snapshot with this key.
@@ -271,6 +277,7 @@ impl Store {
             return Ok(());
         }
         guard.1 = None;
+        file::forget_pages(&self.path)?;
         guard.1 = Some(file::open(&self.path)?);
         guard.0 += 1;
         Ok(())
