@@ -10,4 +10,5 @@ mod bad_disk;
 mod disk;
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
+mod read_only;
 mod stage;
