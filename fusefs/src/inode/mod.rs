@@ -158,6 +158,29 @@ impl std::fmt::Debug for Rest {
     }
 }
 
+/// Whose inode number a file has.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum NumberOf {
+    #[default]
+    Unknown,
+    /// That of a file in the image, copied up or not.
+    Image,
+    /// That of a file that was always in the upper alone.
+    Upper,
+}
+
+impl NumberOf {
+    /// Whether two files with one number are two all the same: no file of the image becomes the upper's own,
+    /// or the other way. The host gives a number to another file when its file is deleted, which nobody may
+    /// do to a layer.
+    fn contradicts(self, other: NumberOf) -> bool {
+        matches!(
+            (self, other),
+            (NumberOf::Image, NumberOf::Upper) | (NumberOf::Upper, NumberOf::Image)
+        )
+    }
+}
+
 /// One inode of the union that the client knows, or that something it knows depends on.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -166,6 +189,7 @@ pub(crate) struct Node {
     pub(crate) generation: u32,
     pub(crate) ino: Ino,
     pub(crate) kind: FileKind,
+    number_of: NumberOf,
     /// Whether another node stands for the inode. The node table's own.
     is_replaced: AtomicBool,
     /// Held while the node is copied up, so that it happens once.
@@ -302,14 +326,14 @@ impl Name {
 impl Node {
     /// The first node of a number, as the root is.
     pub(crate) fn new(id: NodeId, ino: Ino, kind: FileKind, state: State) -> Arc<Node> {
-        Node::of_generation(0, id, ino, kind, state)
+        Node::of_generation(0, id, (ino, NumberOf::Unknown), kind, state)
     }
 
     /// A node of a number that others may have had before.
     pub(crate) fn of_generation(
         generation: u32,
         id: NodeId,
-        ino: Ino,
+        (ino, number_of): (Ino, NumberOf),
         kind: FileKind,
         state: State,
     ) -> Arc<Node> {
@@ -318,6 +342,7 @@ impl Node {
             generation,
             ino,
             kind,
+            number_of,
             is_replaced: AtomicBool::new(false),
             copy: Mutex::new(()),
             state: Mutex::new(state),

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
-use super::{Name, Node, State};
+use super::{Name, Node, NumberOf, State};
 use crate::record::{Entry, Numbers, Place, Record};
 use crate::types::{FileKind, Ino, NodeId};
 
@@ -109,7 +109,7 @@ impl NodeTable {
     /// Finds the node of an inode under one more name, or makes it; takes one reference.
     pub(crate) fn find_or_insert(
         &self,
-        ino: Ino,
+        (ino, number_of): (Ino, NumberOf),
         kind: FileKind,
         name: Name,
         state: impl FnOnce() -> State,
@@ -117,7 +117,7 @@ impl NodeTable {
         let node = {
             let mut inner = self.inner.lock();
             let node = match inner.by_ino(ino).cloned() {
-                Some(known) if known.kind == kind => {
+                Some(known) if known.kind == kind && !known.number_of.contradicts(number_of) => {
                     inner.write(|| Entry::Refer(known.id, 1));
                     known
                 }
@@ -127,7 +127,8 @@ impl NodeTable {
                     }
                     let id = inner.free_id(ino);
                     let generation = inner.fresh_generation();
-                    let node = Node::of_generation(generation, id, ino, kind, state());
+                    let number = (ino, number_of);
+                    let node = Node::of_generation(generation, id, number, kind, state());
                     inner.write_new(&node, 1);
                     inner.add(Arc::clone(&node));
                     node
@@ -162,7 +163,7 @@ impl NodeTable {
         }
         let id = inner.fresh_id();
         let generation = inner.fresh_generation();
-        let node = Node::of_generation(generation, id, old.ino, old.kind, state);
+        let node = Node::of_generation(generation, id, (old.ino, old.number_of), old.kind, state);
         inner.write_new(&node, 0);
         inner.write(|| Entry::Succeed(node.id, old.id));
         inner.add(Arc::clone(&node));
@@ -358,7 +359,7 @@ mod tests {
         kind: FileKind,
     ) -> Arc<Node> {
         let name = Name::new(parent, OsStr::new(name));
-        table.find_or_insert(Ino(ino), kind, name, State::default)
+        table.find_or_insert((Ino(ino), NumberOf::Unknown), kind, name, State::default)
     }
 
     #[test]
@@ -408,6 +409,27 @@ mod tests {
         assert_eq!((stands(), table.len()), (None, 1));
         let fifth = add(&table, &root, "d", 77, FileKind::Symlink);
         assert_eq!((fifth.id, stands()), (NodeId(77), Some(NodeId(77))));
+    }
+
+    #[test]
+    fn a_file_of_the_image_and_one_of_the_upper_are_two_whatever_their_number() {
+        let (table, root) = table();
+        let add = |name: &str, number_of| {
+            let name = Name::new(&root, OsStr::new(name));
+            table.find_or_insert(
+                (Ino(77), number_of),
+                FileKind::Regular,
+                name,
+                State::default,
+            )
+        };
+        let deleted = add("deleted", NumberOf::Image);
+        let new = add("new", NumberOf::Upper);
+        assert_ne!(new.id, deleted.id);
+        assert_eq!(add("new", NumberOf::Upper).id, new.id);
+        assert_eq!(add("linked", NumberOf::Unknown).id, new.id);
+        let found = add("deleted", NumberOf::Image);
+        assert!(![new.id, deleted.id].contains(&found.id));
     }
 
     #[test]

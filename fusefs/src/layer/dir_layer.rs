@@ -19,6 +19,10 @@ use crate::sys::place::Place;
 use crate::sys::{attr_of, kind_of};
 use crate::types::{Attr, FileKind, Ino};
 
+/// What is wrong with a layer that lacks what it had.
+const GONE: &str =
+    "it is gone: somebody deleted it from the layer; remove the image, and pull it again";
+
 /// A layer that lies unpacked in a directory of this host.
 ///
 /// Every path is walked below the root by descriptor; no symlink in the layer is ever followed.
@@ -122,12 +126,28 @@ impl DirLayer {
     }
 
     fn open_path(&self, path: &Path) -> Result<OwnedFd> {
-        Ok(open_beneath(self.root.as_fd(), path, OFlags::PATH)?)
+        let opened = open_beneath(self.root.as_fd(), path, OFlags::PATH);
+        opened.map_err(|errno| self.known(errno, path))
     }
 
     fn open_dir(&self, dir: &Path) -> Result<Arc<OwnedFd>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
-        Ok(Arc::new(open_beneath(self.root.as_fd(), dir, flags)?))
+        let opened = open_beneath(self.root.as_fd(), dir, flags);
+        opened.map(Arc::new).map_err(|errno| self.known(errno, dir))
+    }
+
+    /// What it means that an entry which is known to be there can't be opened. A layer never changes: one
+    /// that lacks it was damaged, and "no such file" would be a lie about the image.
+    fn known(&self, errno: Errno, path: &Path) -> Error {
+        match errno {
+            Errno::NOENT => self.bad(path, GONE),
+            errno => errno.into(),
+        }
+    }
+
+    /// Whether the directory itself was deleted since it was opened.
+    fn is_deleted(&self) -> Result<bool> {
+        Ok(fstat(&self.root)?.st_nlink == 0)
     }
 
     /// How a directory continues below.
@@ -240,7 +260,8 @@ impl Layer for DirLayer {
     fn read_dir(&self, dir: &Path) -> Result<Vec<LayerEntry>> {
         let fd = self.open_dir(dir)?;
         let held = MarkedFiles::of(&Place::Fd(Arc::clone(&fd)))?;
-        read_dir(fd.as_fd())?
+        let entries = read_dir(fd.as_fd()).map_err(|errno| self.known(errno, dir))?;
+        entries
             .into_iter()
             .map(|entry| {
                 // Only those that may be something else cost a stat.
@@ -259,10 +280,12 @@ impl Layer for DirLayer {
     }
 
     fn entry(&self, path: &Path) -> Result<Option<EntryKind>> {
-        match self.place(path) {
-            Ok(place) => self.kind(path, &place).map(Some),
-            Err(error) if error.errno() == Errno::NOENT => Ok(None),
-            Err(error) => Err(error),
+        match open_beneath(self.root.as_fd(), path, OFlags::PATH) {
+            Ok(fd) => self.kind(path, &Place::Fd(Arc::new(fd))).map(Some),
+            // Else the layers below would answer for it.
+            Err(Errno::NOENT) if self.is_deleted()? => Err(self.bad(path, GONE)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -300,7 +323,7 @@ impl Layer for DirLayer {
             // A symlink where a directory was is no directory, as for everything else.
             self.open_dir(dir)?;
         }
-        let file = opened?;
+        let file = opened.map_err(|errno| self.known(errno, path))?;
         if kind_of(&fstat(&file)?) != FileKind::Regular {
             return Err(self.bad(path, "the file changed its kind while the layer was in use"));
         }

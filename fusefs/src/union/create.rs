@@ -19,7 +19,7 @@ use super::remove::stat_if_any;
 use super::resolve::Found;
 use super::{Opened, Union, check_name, make_impure};
 use crate::error::{Error, Result};
-use crate::inode::{Backing, Node};
+use crate::inode::{Backing, Node, NumberOf};
 use crate::marks::{self, WHITEOUT_DEVICE};
 use crate::record::Intent;
 use crate::sys::attr_of;
@@ -145,6 +145,7 @@ impl Union {
             upper: true,
             link: None,
             partial: node.blocks().is_some(),
+            number_of: NumberOf::Unknown,
         };
         let entry = self.entry(&parent, name, &found)?;
         begun.done();
@@ -202,6 +203,7 @@ impl Union {
             upper: true,
             link: None,
             partial: false,
+            number_of: NumberOf::Upper,
         };
         let entry = self.entry(&parent, name, &found)?;
         begun.done();

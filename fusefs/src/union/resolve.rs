@@ -17,7 +17,7 @@ use super::device::attr_shown_as;
 use super::{Union, check_name, is_impure};
 use crate::error::{Error, Result};
 use crate::image::{ImageId, is_hollow};
-use crate::inode::{Blocks, Name, Node, State};
+use crate::inode::{Blocks, Name, Node, NumberOf, State};
 use crate::marks::{self, Data, Redirect};
 use crate::sys::place::Place;
 use crate::sys::{attr_of, kind_of};
@@ -36,6 +36,8 @@ pub(super) struct Found {
     pub(super) link: Option<Place>,
     /// Whether the upper has some of its data, and the image the others.
     pub(super) partial: bool,
+    /// Whose inode number it has.
+    pub(super) number_of: NumberOf,
 }
 
 impl Found {
@@ -66,11 +68,12 @@ impl Union {
     /// Makes a node of what was found; the client gets one reference.
     pub(super) fn entry(&self, parent: &Arc<Node>, name: &OsStr, found: &Found) -> Result<Entry> {
         let attr = found.attr;
-        let node = self
-            .nodes
-            .find_or_insert(attr.ino, attr.kind, Name::new(parent, name), || {
-                found.state()
-            });
+        let node = self.nodes.find_or_insert(
+            (attr.ino, found.number_of),
+            attr.kind,
+            Name::new(parent, name),
+            || found.state(),
+        );
         let mut entry = Entry {
             node: node.id,
             generation: node.generation,
@@ -116,9 +119,9 @@ impl Union {
         let place = Place::at(dir, name);
         if kind_of(stat) == FileKind::Directory {
             let image = self.image_of_dir(parent, &place, name)?;
-            let ino = match image {
-                Some(id) => self.image.ino(id)?,
-                None => self.upper_ino(stat),
+            let (ino, number_of) = match image {
+                Some(id) => (self.image.ino(id)?, NumberOf::Image),
+                None => (self.upper_ino(stat), NumberOf::Upper),
             };
             return Ok(Found {
                 attr: attr_of(stat, ino),
@@ -126,14 +129,17 @@ impl Union {
                 upper: true,
                 link: None,
                 partial: false,
+                number_of,
             });
         }
+        let own = self.upper_ino(stat);
         let mut found = Found {
-            attr: attr_of(stat, self.upper_ino(stat)),
+            attr: attr_of(stat, own),
             image: None,
             upper: true,
             link: None,
             partial: false,
+            number_of: NumberOf::Unknown,
         };
         let impure = is_impure(parent, dir)?;
         if impure && marks::is_device(&place, stat)? {
@@ -151,6 +157,11 @@ impl Union {
         if found.attr.kind == FileKind::Regular && (impure || is_hollow(&found.attr)) {
             self.add_image_data(&mut found, &place, || self.image_of(parent, &place, name))?;
         }
+        found.number_of = match found.image {
+            _ if found.attr.ino != own => NumberOf::Image,
+            None => NumberOf::Upper,
+            Some(_) => NumberOf::Unknown,
+        };
         Ok(found)
     }
 
@@ -196,6 +207,7 @@ impl Union {
                     upper: true,
                     link: Some(link.clone()),
                     partial: false,
+                    number_of: NumberOf::Image,
                 };
                 self.add_image_data(&mut found, &link, || Ok(Some(id)))?;
                 return Ok(found);
@@ -207,6 +219,7 @@ impl Union {
             upper: false,
             link: None,
             partial: false,
+            number_of: NumberOf::Image,
         })
     }
 

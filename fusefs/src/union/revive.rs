@@ -17,7 +17,7 @@ use super::Union;
 use super::resolve::Found;
 use crate::error::{Error, Result};
 use crate::image::ImageId;
-use crate::inode::{Backing, Blocks, FileHandleState, Name, Node, State};
+use crate::inode::{Backing, Blocks, FileHandleState, Name, Node, NumberOf, State};
 use crate::marks::{self, Data};
 use crate::record::{self, Before, Done, Entry, HandleState, Intent, NodeState};
 use crate::sys::place::Place;
@@ -352,7 +352,8 @@ impl Revival<'_> {
     }
 
     fn put_back(&self, id: NodeId, known: &NodeState, state: State, stands: bool) -> Arc<Node> {
-        let node = Node::of_generation(known.generation, id, known.ino, known.kind, state);
+        let number = (known.ino, NumberOf::Unknown);
+        let node = Node::of_generation(known.generation, id, number, known.kind, state);
         let lookups = u64::try_from(known.lookups).unwrap_or(0);
         (self.union.nodes).put_back(Arc::clone(&node), lookups, stands);
         node

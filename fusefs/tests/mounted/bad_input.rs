@@ -65,7 +65,7 @@ const CHANGES: &[Change] = &[
     Change {
         what: "the file is gone",
         make: |layers| fs::remove_file(layers.bottom("dir/file")).unwrap(),
-        answer: Errno::NOENT,
+        answer: Errno::IO,
     },
     Change {
         what: "the file is a symlink that leads out",
@@ -102,7 +102,7 @@ const CHANGES: &[Change] = &[
     Change {
         what: "the directory is gone",
         make: |layers| fs::remove_dir_all(layers.bottom("dir")).unwrap(),
-        answer: Errno::NOENT,
+        answer: Errno::IO,
     },
     Change {
         what: "the directory is a symlink that leads out",

@@ -10,5 +10,6 @@ mod bad_disk;
 mod disk;
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
+mod layers;
 mod read_only;
 mod stage;
