@@ -21,3 +21,9 @@ pub fn close_all_on_exec() -> io::Result<()> {
 pub fn are_one(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
     descriptor::are_one(a, b)
 }
+
+/// Refuses with EMFILE where so few descriptors are left that what lives for a moment needs them. Whoever
+/// keeps one for as long as somebody else wants asks here first.
+pub fn require_room() -> io::Result<()> {
+    descriptor::require_room()
+}

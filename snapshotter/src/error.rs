@@ -318,6 +318,7 @@ impl Error {
 fn code_of_io(error: &io::Error) -> Code {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        _ if is_out_of_descriptors(error) => Code::ResourceExhausted,
         // A kernel that lacks what the snapshot needs; a root that somebody has to make writable.
         io::ErrorKind::Unsupported | io::ErrorKind::ReadOnlyFilesystem => Code::FailedPrecondition,
         _ => Code::Internal,
@@ -357,9 +358,19 @@ impl fmt::Display for Advice<'_> {
                 "; the disk or its file system failed: see the kernel's log; once the disk is well \
                  again, it may have to be unmounted and mounted anew",
             ),
+            Some(Errno::MFILE | Errno::NFILE) => f.write_str(
+                "; too many files are open: raise the limit of open files (LimitNOFILE= in the unit)",
+            ),
             _ => Ok(()),
         }
     }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE)
+    )
 }
 
 /// A key in a message: quoted, with control characters escaped, and cut when it is so long that
@@ -417,6 +428,8 @@ mod tests {
         assert_eq!(of(Errno::ROFS).code(), Code::FailedPrecondition);
         assert!(of(Errno::ROFS).to_string().contains("remount it"));
         assert_eq!(of(Errno::IO).code(), Code::Internal);
+        assert_eq!(of(Errno::MFILE).code(), Code::ResourceExhausted);
+        assert!(of(Errno::NFILE).to_string().contains("LimitNOFILE="));
         let store = Error::Store {
             path: "/x".into(),
             source: Box::new(redb::Error::Io(Errno::ROFS.into())),

@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use lamina_fusefs::blob;
 use lamina_fusefs::image::{Image, LayerPlace};
 use lamina_fusefs::session::{Keeper, Kept, Restored, Session, SessionOptions, Stuck};
 use lamina_fusefs::types::Attr;
 use lamina_fusefs::union::{PARTIAL_FROM, Union};
 use lamina_fusefs::upper::Upper;
+use lamina_fusefs::{blob, descriptors};
 
 use crate::chains::Chains;
 use crate::error::{Error, Result};
@@ -306,6 +306,7 @@ impl Mounter for FuseMounter {
                 }
             }
         }
+        descriptors::require_room()?;
         let union = self.union(plan)?;
         if let Some(lazy) = self.lazy.get() {
             lazy.starts(plan.layout, plan.chain);

@@ -1,16 +1,24 @@
 //! Descriptors as a process gets them, hands them on, and compares them.
 
 use std::env;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::process::{Resource, getrlimit};
 
 /// The first descriptor that a service manager passes (`sd_listen_fds(3)`).
 const FIRST: RawFd = 3;
 
 /// `kcmp(2)`: are these two numbers one open file?
 const KCMP_FILE: libc::c_int = 0;
+
+/// How many descriptors are reserved at most for what lives for a moment.
+const MOST_RESERVED: u64 = 4096;
 
 /// Whether each descriptor was taken already: each has one owner.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -80,9 +88,33 @@ pub(crate) fn are_one(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
     answer == 0
 }
 
+/// Refuses with EMFILE where only the last eighth of the descriptors that this process may have is left.
+/// What lives as long as somebody else wants (open files of containers, mounts) asks here first, so that what
+/// lives for a moment (a lookup, a connection, a transaction) always finds one.
+pub(crate) fn require_room() -> io::Result<()> {
+    static PROBE: OnceLock<(File, u64)> = OnceLock::new();
+    let (probe, limit) = if let Some(known) = PROBE.get() {
+        known
+    } else {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let file = File::open("/dev/null")?;
+        PROBE.get_or_init(|| (file, limit))
+    };
+    // The number is the lowest that is free, so all below it are taken.
+    let lowest = fcntl_dupfd_cloexec(probe, 0)?;
+    if is_room(lowest.as_raw_fd(), *limit) {
+        return Ok(());
+    }
+    Err(Errno::MFILE.into())
+}
+
+/// Whether descriptors with this number and below are few enough.
+fn is_room(lowest: RawFd, limit: u64) -> bool {
+    u64::try_from(lowest).is_ok_and(|taken| taken < limit - (limit / 8).min(MOST_RESERVED))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::os::fd::AsFd;
 
     use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
@@ -104,6 +136,16 @@ mod tests {
         fcntl_setfd(&file, FdFlags::empty()).unwrap();
         close_all_on_exec().unwrap();
         assert_eq!(fcntl_getfd(&file).unwrap(), FdFlags::CLOEXEC);
+    }
+
+    #[test]
+    fn the_last_eighth_of_the_descriptors_is_no_room() {
+        assert!(is_room(895, 1024));
+        assert!(!is_room(896, 1024));
+        assert!(is_room((1 << 20) - 4097, 1 << 20));
+        assert!(!is_room((1 << 20) - 4096, 1 << 20));
+        assert!(is_room(RawFd::MAX, u64::MAX));
+        require_room().unwrap();
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::record::Intent;
 use crate::sys::attr_of;
 use crate::sys::caller::as_caller;
 use crate::sys::change;
+use crate::sys::descriptor::require_room;
 use crate::sys::place::Place;
 use crate::types::{Caller, Entry, NodeId};
 
@@ -50,6 +51,7 @@ impl Union {
                 }
             };
         }
+        require_room()?;
         let (entry, file) = self.make(caller, parent, name, false, |dir, name| {
             change::create(dir, name, permissions(mode)).map(File::from)
         })?;

@@ -14,6 +14,7 @@ use crate::inode::{Backing, FileHandleState, Node};
 use crate::marks::{self, Data};
 use crate::record::{Entry, HandleState};
 use crate::sys::change;
+use crate::sys::descriptor::require_room;
 use crate::sys::place::Place;
 use crate::types::{Caller, Fh, FileKind, NodeId};
 
@@ -56,6 +57,7 @@ impl Union {
             FileKind::Directory => return Err(Error::IsDirectory),
             _ => return Err(Error::Invalid),
         }
+        require_room()?;
         let truncate = flags.contains(OFlags::TRUNC);
         let mut copied_up = false;
         // Before it asks us to open for writing, the kernel sees to this by itself. Of

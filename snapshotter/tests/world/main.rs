@@ -6,6 +6,7 @@
 //! to do with what is broken notices nothing.
 
 mod bad_disk;
+mod descriptors;
 #[path = "../disk/mod.rs"]
 mod disk;
 #[path = "../e2e/harness/mod.rs"]

@@ -87,13 +87,19 @@ impl Daemon {
     /// Starts `lamina serve` with everything below `dir` and waits until its socket answers.
     /// `config` is its configuration file, but for what the command line says.
     pub fn start(dir: &Path, upper: UpperMode, config: &str) -> Result<Self> {
+        Self::start_with(&binary()?, dir, upper, config)
+    }
+
+    /// The same with this program.
+    pub fn start_with(program: &Path, dir: &Path, upper: UpperMode, config: &str) -> Result<Self> {
         let mut daemon = Self {
             process: None,
             dir: dir.to_owned(),
             upper,
         };
         fs::write(daemon.config(), config)?;
-        daemon.start_again()?;
+        daemon.begin(program)?;
+        daemon.wait_ready()?;
         Ok(daemon)
     }
 
