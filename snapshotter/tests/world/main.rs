@@ -12,5 +12,6 @@ mod disk;
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
 mod layers;
+mod memory;
 mod read_only;
 mod stage;
