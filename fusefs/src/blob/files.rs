@@ -3,6 +3,7 @@
 
 mod first;
 mod part;
+mod room;
 mod spans;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use self::part::{IN_PART, Parts, arriving, complete};
+use self::room::{Room, Share, Taken};
 use super::cache::Cache;
 use super::checkpoints::Resumed;
 use super::chunk::{Packing, unpack, unpack_after};
@@ -39,6 +41,9 @@ const JOINED: u64 = 8 << 20;
 const AHEAD: u64 = 1 << 20;
 /// So many bytes that nobody wants are read along rather than asking twice.
 const GAP: u64 = 64 << 10;
+
+/// As much as so many times a chunk is in memory while it is unpacked.
+const COPIES: u64 = 4;
 
 /// Where the bytes of a blob come from.
 pub trait Source: Send + Sync {
@@ -62,6 +67,8 @@ pub struct Flights {
     waiting: AtomicUsize,
     /// When one of them had waited long enough last.
     waited: Mutex<Option<Instant>>,
+    /// Memory for what is being fetched.
+    room: Room,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +96,8 @@ pub struct Files {
     /// How many lists of files are being fetched that will be wanted first.
     lists: AtomicUsize,
     parts: Parts,
+    /// What this blob has of the memory for what is being fetched.
+    share: Share,
     /// The file that was asked about last, if it is here: mostly it is opened next.
     last: Mutex<Option<(usize, File)>>,
     /// Files of so many bytes or more come in part.
@@ -173,6 +182,7 @@ impl Files {
             counters: Counters::default(),
             lists: AtomicUsize::new(0),
             parts: Parts::default(),
+            share: Share::default(),
             last: Mutex::default(),
             in_part_from: AtomicU64::new(IN_PART),
             refused: OnceLock::new(),
@@ -436,8 +446,22 @@ impl Files {
         loaded
     }
 
+    /// Waits for the memory that it takes to fetch these chunks one after the other.
+    fn room_for(&self, chunks: Range<usize>) -> Taken<'_> {
+        let (mut read, mut largest) = (0_u64, 0);
+        for number in chunks {
+            let chunk = self.table.chunk(number);
+            let stretch = chunk.stretch.end.saturating_sub(chunk.stretch.start);
+            read = read.saturating_add(stretch).min(JOINED.max(stretch));
+            largest = chunk.len.max(largest);
+        }
+        let bytes = read.saturating_add(COPIES.saturating_mul(largest));
+        self.flights.room.take(&self.share, bytes)
+    }
+
     /// Fetches a file into the cache.
     fn load(&self, found: &Found, end: usize, have: &mut Have) -> Result<File> {
+        let _room = self.room_for(found.chunks.clone());
         let pieces = found.chunks.clone().map(|number| {
             let piece = self.piece(number, end, have);
             piece.map_err(|flaw| self.failed(Arc::new(flaw)))

@@ -20,6 +20,8 @@ use crate::registry::blob::RemoteBlob;
 use crate::registry::image;
 use crate::store::layout::{BLOB, BLOB_RECORD, BLOB_TABLE, LAYER_INDEX};
 
+/// A table of contents with more bytes of JSON is read while no other such table is.
+const LARGE_TABLE: usize = 16 << 20;
 /// The digest of an eStargz layer's TOC (stargz-snapshotter, docs/estargz.md).
 const TOC_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 
@@ -67,13 +69,18 @@ pub(super) fn make(
         record.write(&dir.join(BLOB_RECORD))?;
         return Ok(taken.root);
     }
+    // One after the other, and only when their bytes are here: no registry keeps others waiting.
+    let turn = |toc: &Toc| (toc.json.len() > LARGE_TABLE).then(|| lazy.large_table.lock());
+    let _turn;
     let (format, contents) = match toc_of(layer)? {
-        Some(TocPlace::Estargz(digest)) => (
-            Format::Estargz,
-            Contents::of_toc(&estargz_toc(limits, &blob, digest)?, limits)?,
-        ),
+        Some(TocPlace::Estargz(digest)) => {
+            let toc = estargz_toc(limits, &blob, digest)?;
+            _turn = turn(&toc);
+            (Format::Estargz, Contents::of_toc(&toc, limits)?)
+        }
         Some(TocPlace::ZstdChunked { digest, position }) => {
             let toc = zstd_chunked_toc(limits, &blob, digest, position)?;
+            _turn = turn(&toc);
             (Format::ZstdChunked, Contents::of_toc(&toc, limits)?)
         }
         None => match Packing::of(&layer.media_type) {

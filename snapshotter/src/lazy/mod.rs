@@ -204,6 +204,8 @@ pub struct Lazy {
     /// What came instead of a blob, by snapshot.
     other_blobs: Mutex<HashMap<u64, Digest>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held while a large table of contents is read, which takes a multiple of its bytes.
+    large_table: Mutex<()>,
 }
 
 impl Lazy {
@@ -229,6 +231,7 @@ impl Lazy {
             refused: Mutex::default(),
             other_blobs: Mutex::default(),
             threads: Mutex::default(),
+            large_table: Mutex::default(),
         });
         for id in keeper::layers(layout) {
             // One that can't be read can't be mounted either.

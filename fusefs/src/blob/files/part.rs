@@ -277,6 +277,7 @@ impl Arrival {
             run,
         };
         let first = self.part.found.chunks.start;
+        let _room = (self.files).room_for(first + coming.run.start..first + end);
         let mut have = Have::default();
         // Somebody may have fetched all of it meanwhile.
         let whole = self
