@@ -1,7 +1,7 @@
 //! `lamina image pull`: lazy images for those who have nothing but containerd and `ctr`.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -319,6 +319,49 @@ fn a_pull_that_is_broken_off_leaves_nothing() -> Result<()> {
             host.ctr.remove_image(&image)?;
             ensure_nothing_is_left(&host).with_context(|| format!("{moment}, {signal:?}"))?;
         }
+        host.stop()?;
+    }
+    scene.host.stop()
+}
+
+#[test]
+fn containerd_killed_in_a_pull_leaves_nothing_and_pulls_again() -> Result<()> {
+    let _turn = alone();
+    let Some(scene) = Scene::start()? else {
+        return Ok(());
+    };
+    let image = scene.push(Packing::Gzip)?;
+    let repository = image.split_once('/').context("no registry")?.1;
+    for (config, moment) in [
+        ("[lazy]\nfill = false\n", "asking for it"),
+        ("[lazy]\nenabled = false\n", "downloading"),
+    ] {
+        let mut host = Host::start_configured(UpperMode::Union, config)?;
+        let proxy = Proxy::start_behind(scene.registry.port(), Some(SLOW))?;
+        let slow = format!("{}/{repository}", proxy.address());
+        let mut command = host.pull_command(&slow)?;
+        let mut pull = command.stderr(Stdio::piped()).spawn()?;
+        let mut told = BufReader::new(pull.stderr.take().context("no stderr")?);
+        let mut line = String::new();
+        while !line.contains(moment) {
+            line.clear();
+            ensure!(told.read_line(&mut line)? > 0, "never: {moment}");
+        }
+        host.containerd.kill();
+        let mut rest = String::new();
+        told.read_to_string(&mut rest)?;
+        ensure!(!pull.wait()?.success(), "{rest}");
+        ensure!(rest.contains("was not pulled"), "{rest}");
+        host.containerd.start_again()?;
+        ensure!(host.ctr.images()?.is_empty());
+        host.pull(&image)?;
+        ensure_it_runs(&host, &scene, &image, Packing::Gzip)?;
+        host.ctr.remove_image(&image)?;
+        ensure_nothing_is_left(&host).with_context(|| moment.to_owned())?;
+        let lamina = host.lamina.as_mut().context("no daemon")?;
+        lamina.stop()?;
+        lamina.check()?;
+        lamina.start_again()?;
         host.stop()?;
     }
     scene.host.stop()
