@@ -1,6 +1,7 @@
 //! Whether a directory can be the root, and the lock that makes it ours.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -54,7 +55,16 @@ pub fn probe(layout: &Layout) -> Result<()> {
         .and_then(|_| probe_xattr(layout, &file))
         .and_then(|()| probe_entry_type(layout, &dir));
     remove_tree(&dir)?;
-    answer
+    match answer {
+        // It was tried when the root was made. Containers wait for this start, and what they delete makes room.
+        Err(Error::Io { source, .. })
+            if source.kind() == io::ErrorKind::StorageFull && layout.store().exists() =>
+        {
+            tracing::warn!(path = %layout.root().display(), "the file system of the root is full");
+            Ok(())
+        }
+        answer => answer,
+    }
 }
 
 fn probe_xattr(layout: &Layout, file: &Path) -> Result<()> {
@@ -109,7 +119,7 @@ fn probe_entry_type(layout: &Layout, dir: &Path) -> Result<()> {
 
 fn remove_tree(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::io("cannot remove", dir)(error))
         }
         _ => Ok(()),

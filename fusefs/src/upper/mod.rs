@@ -276,13 +276,19 @@ impl Upper {
         }
     }
 
-    /// Fails unless the file system keeps the marks' xattrs.
+    /// Fails unless the file system keeps the marks' xattrs. A full one can't be asked: whoever needs a mark
+    /// there is refused then, and nobody else.
     fn probe_marks(&self) -> Result<(), Errno> {
         let (work, temp) = self.work_name();
-        mkdirat(work, &temp, Mode::RWXU)?;
-        let result = marks::set_opaque(&Place::at(work, &temp));
-        unlinkat(work, &temp, AtFlags::REMOVEDIR)?;
-        result
+        let result = mkdirat(work, &temp, Mode::RWXU).and_then(|()| {
+            let result = marks::set_opaque(&Place::at(work, &temp));
+            unlinkat(work, &temp, AtFlags::REMOVEDIR)?;
+            result
+        });
+        match result {
+            Err(Errno::NOSPC | Errno::DQUOT) => Ok(()),
+            result => result,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod bad_disk;
 mod descriptors;
 #[path = "../disk/mod.rs"]
 mod disk;
+mod full;
 #[path = "../e2e/harness/mod.rs"]
 mod harness;
 mod layers;
