@@ -185,7 +185,7 @@ impl Cache {
         if let Some(file) = open_file(&self.files, &dir, &name)? {
             let stat = fstat(&file)?;
             if u64::try_from(stat.st_size) == Ok(size) {
-                if stat.st_atime.saturating_add(USED_LATELY) < now() {
+                if !is_noted(stat.st_atime, now()) {
                     note_use(&file);
                 }
                 return Ok(Some(file));
@@ -412,6 +412,7 @@ impl Cache {
 
     fn all(&self) -> Result<Vec<Kept<'_>>, Errno> {
         let mut all = Vec::new();
+        let now = now();
         for tree in [&self.files].into_iter().chain(&self.doubtful) {
             for dir in read_dir(tree.as_fd())? {
                 let files = open_dir(tree, &dir.name)?;
@@ -421,9 +422,12 @@ impl Cache {
                     all.push(Kept {
                         tree,
                         path: Path::new(&dir.name).join(&entry.name),
-                        used: (
-                            stat.st_atime,
-                            i64::try_from(stat.st_atime_nsec).unwrap_or(0),
+                        used: order_of(
+                            (
+                                stat.st_atime,
+                                i64::try_from(stat.st_atime_nsec).unwrap_or(0),
+                            ),
+                            now,
                         ),
                         bytes: bytes_of(&stat),
                     });
@@ -531,6 +535,23 @@ fn note_use(file: &File) {
     };
     if let Err(error) = futimens(file, &times) {
         tracing::debug!(%error, "the use of a file of the cache was not noted");
+    }
+}
+
+/// Whether a time of use is the present, as far as anybody needs to know. One in the future is of a clock that
+/// was wrong.
+fn is_noted(used: i64, now: i64) -> bool {
+    used <= now && now <= used.saturating_add(USED_LATELY)
+}
+
+/// The order in which files go: that of their use. Those of the future go first, since who uses one notes the
+/// present ([`is_noted`]).
+fn order_of(used: (i64, i64), now: i64) -> (i64, i64) {
+    // Some are used while others are looked at.
+    if used.0 > now.saturating_add(USED_LATELY) {
+        (i64::MIN, 0)
+    } else {
+        used
     }
 }
 

@@ -16,6 +16,8 @@ use super::{Ask, RegistryError};
 
 /// How long it may take until a connection stands.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Nobody is asked to wait so long.
+const FAR_AWAY: Duration = Duration::from_hours(24);
 /// How long nothing may come.
 const SILENCE: Duration = Duration::from_secs(15);
 /// Connections to one host that are kept for the next request.
@@ -406,14 +408,16 @@ fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, u64)> {
     Some((start.parse().ok()?..end, size.parse().ok()?))
 }
 
-/// Seconds, or a date (RFC 9110, 10.2.3).
+/// Seconds, or a date (RFC 9110, 10.2.3). A date that is far away tells of a clock that is wrong, ours or
+/// theirs, and not of how long to wait.
 fn retry_after(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }
     let date = jiff::fmt::rfc2822::parse(text).ok()?;
     let wait = date.timestamp().as_second() - jiff::Timestamp::now().as_second();
-    Some(Duration::from_secs(u64::try_from(wait).unwrap_or(0)))
+    let wait = Duration::from_secs(u64::try_from(wait).unwrap_or(0));
+    (wait < FAR_AWAY).then_some(wait)
 }
 
 #[cfg(test)]
@@ -494,5 +498,7 @@ mod tests {
             Some(Duration::ZERO)
         );
         assert_eq!(retry_after("soon"), None);
+        // Our clock is a century behind, or theirs ahead.
+        assert_eq!(retry_after("Thu, 21 Oct 2125 07:28:00 GMT"), None);
     }
 }

@@ -190,7 +190,8 @@ impl Registry {
             // Many who wait for the same should not come back at the same moment.
             let wait = error.retry_after().unwrap_or_default();
             let wait = wait.max(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
-            if !error.may_pass() || Instant::now() + wait >= deadline {
+            // It may ask for more than any clock can show.
+            if !error.may_pass() || wait >= http::left(deadline) {
                 return Err(error);
             }
             tracing::debug!(%error, ?wait, "a registry is asked again");

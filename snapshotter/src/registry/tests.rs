@@ -294,3 +294,18 @@ fn a_blob_comes_whole_where_no_parts_are_handed_out() {
     assert_eq!(read, BLOB);
     assert!(!server.heads()[1].contains("range:"));
 }
+
+#[test]
+fn a_registry_that_asks_for_an_endless_wait_is_not_waited_for() {
+    let mut asked = 0;
+    let answer: Result<(), _> = Registry::patiently(Duration::from_mins(1), |_| {
+        asked += 1;
+        Err(RegistryError::Busy {
+            url: "http://r.example".to_owned(),
+            status: 429,
+            retry_after: Some(Duration::MAX),
+        })
+    });
+    assert!(matches!(answer, Err(RegistryError::Busy { .. })));
+    assert_eq!(asked, 1);
+}

@@ -330,3 +330,15 @@ fn a_thousand_power_cuts_never_show_a_wrong_byte() {
         "{torn} {kept} {lost}"
     );
 }
+
+#[test]
+fn times_of_use_before_and_after_a_jump_of_the_clock_do_no_harm() {
+    assert!(is_noted(1000, 1000) && is_noted(1000, 1000 + USED_LATELY));
+    assert!(!is_noted(1000, 1001 + USED_LATELY), "long ago");
+    assert!(!is_noted(1001, 1000), "the clock went back");
+    assert!(is_noted(i64::MAX, i64::MAX) && !is_noted(i64::MIN, i64::MAX));
+    // What was used since goes last, whatever the clock said before.
+    let mut files = [(500, 7), (1001, 0), (1 << 40, 0), (500, 3)];
+    files.sort_by_key(|used| order_of(*used, 1000));
+    assert_eq!(files, [(1 << 40, 0), (500, 3), (500, 7), (1001, 0)]);
+}
