@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use lamina_fusefs::descriptors;
 use rustix::fs::{Dir, FileType, FlockOperation, XattrFlags, flock, setxattr};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -138,6 +139,10 @@ pub fn raise_descriptor_limit() {
         },
     ) {
         tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    // It remembers the limit, and a descriptor of its own.
+    if let Err(error) = descriptors::require_room() {
+        tracing::warn!(%error, "there is hardly room for open files of containers");
     }
 }
 
