@@ -33,7 +33,7 @@ impl Ground {
         let dir = TempDir::new().expect("tempdir");
         let log = File::create(dir.path().join("log")).expect("log");
         let mut command = Command::new(LAMINA);
-        command.args(["serve", "--holder", "process", "--root"]);
+        command.args(["serve", "--root"]);
         command.arg(dir.path().join("root")).arg("--address");
         command.arg(dir.path().join("lamina.sock"));
         // A path that means something in this directory alone.
@@ -210,11 +210,17 @@ async fn a_daemon_without_containers_hands_its_socket_over_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_has_no_daemon_or_one_of_systemds_is_told_what_to_do() {
+async fn whoever_has_no_daemon_or_one_that_cannot_be_replaced_is_told_what_to_do() {
     let ground = Ground::start(&[("NOTIFY_SOCKET", "/nowhere/notify")]).await;
     let output = ground.upgrade(Path::new(LAMINA));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("`systemctl restart`"), "{told}");
+    assert!(ground.is_answered().await, "it still serves");
+
+    let ground = Ground::start(&[("LAMINA_HOLDER", "none")]).await;
+    let output = ground.upgrade(Path::new(LAMINA));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("nobody would keep the mounts"), "{told}");
     assert!(ground.is_answered().await, "it still serves");
 
     let none = TempDir::new().expect("tempdir");

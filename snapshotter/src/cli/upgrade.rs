@@ -113,7 +113,8 @@ impl Daemon {
     /// The one that has the lock of a root.
     fn of(root: &Path) -> Result<Daemon> {
         let shown = root.display();
-        let pid = owner(&Layout::of(root)?.lock())?
+        let layout = Layout::of(root)?;
+        let pid = owner(&layout.lock())?
             .with_context(|| format!("no daemon serves {shown}: start one with `lamina serve`"))?;
         let process = pidfd_open(pid, PidfdFlags::empty())
             .with_context(|| format!("the daemon of {shown} has ended"))?;
@@ -146,6 +147,11 @@ impl Daemon {
             !daemon.environment.iter().any(is_of_systemd),
             "systemd started the daemon of {shown}: install the new program in the old one's place, \
              then `systemctl restart` its unit. That is the upgrade"
+        );
+        ensure!(
+            layout.holder().exists(),
+            "nobody would keep the mounts of {shown} while there is no daemon (holder = \"none\"): \
+             stop it and start the new one yourself; containers that run lose their root"
         );
         Ok(daemon)
     }
