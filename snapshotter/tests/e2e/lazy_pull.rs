@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::Stdio;
+use std::process::{Child, ChildStderr, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -279,6 +279,26 @@ fn a_pull_that_cannot_be_says_what_to_do() -> Result<()> {
     scene.host.stop()
 }
 
+/// Lamina's configuration, and what a pull says then: while the snapshotter reads a layer, and while one is
+/// downloaded to be unpacked.
+const MOMENTS: [(&str, &str); 2] = [
+    ("[lazy]\nfill = false\n", "asking for it"),
+    ("[lazy]\nenabled = false\n", "downloading"),
+];
+
+/// Begins a pull, and waits until it says that it is there. What it says then can be read.
+fn pull_until(host: &Host, image: &str, moment: &str) -> Result<(Child, BufReader<ChildStderr>)> {
+    let mut command = host.pull_command(image)?;
+    let mut pull = command.stderr(Stdio::piped()).spawn()?;
+    let mut told = BufReader::new(pull.stderr.take().context("no stderr")?);
+    let mut line = String::new();
+    while !line.contains(moment) {
+        line.clear();
+        ensure!(told.read_line(&mut line)? > 0, "never: {moment}");
+    }
+    Ok((pull, told))
+}
+
 #[test]
 fn a_pull_that_is_broken_off_leaves_nothing() -> Result<()> {
     let _turn = alone();
@@ -287,23 +307,12 @@ fn a_pull_that_is_broken_off_leaves_nothing() -> Result<()> {
     };
     let image = scene.push(Packing::Gzip)?;
     let repository = image.split_once('/').context("no registry")?.1;
-    // While the snapshotter reads a layer, and while one is downloaded to be unpacked.
-    for (config, moment) in [
-        ("[lazy]\nfill = false\n", "asking for it"),
-        ("[lazy]\nenabled = false\n", "downloading"),
-    ] {
+    for (config, moment) in MOMENTS {
         let host = Host::start_configured(UpperMode::Union, config)?;
         for signal in [Signal::INT, Signal::KILL] {
             let proxy = Proxy::start_behind(scene.registry.port(), Some(SLOW))?;
             let slow = format!("{}/{repository}", proxy.address());
-            let mut command = host.pull_command(&slow)?;
-            let mut pull = command.stderr(Stdio::piped()).spawn()?;
-            let mut told = BufReader::new(pull.stderr.take().context("no stderr")?);
-            let mut line = String::new();
-            while !line.contains(moment) {
-                line.clear();
-                ensure!(told.read_line(&mut line)? > 0, "never: {moment}");
-            }
+            let (mut pull, _told) = pull_until(&host, &slow, moment)?;
             std::thread::sleep(Duration::from_millis(300));
             let pid = Pid::from_raw(pull.id().cast_signed()).context("no process")?;
             kill_process(pid, signal)?;
@@ -332,21 +341,11 @@ fn containerd_killed_in_a_pull_leaves_nothing_and_pulls_again() -> Result<()> {
     };
     let image = scene.push(Packing::Gzip)?;
     let repository = image.split_once('/').context("no registry")?.1;
-    for (config, moment) in [
-        ("[lazy]\nfill = false\n", "asking for it"),
-        ("[lazy]\nenabled = false\n", "downloading"),
-    ] {
+    for (config, moment) in MOMENTS {
         let mut host = Host::start_configured(UpperMode::Union, config)?;
         let proxy = Proxy::start_behind(scene.registry.port(), Some(SLOW))?;
         let slow = format!("{}/{repository}", proxy.address());
-        let mut command = host.pull_command(&slow)?;
-        let mut pull = command.stderr(Stdio::piped()).spawn()?;
-        let mut told = BufReader::new(pull.stderr.take().context("no stderr")?);
-        let mut line = String::new();
-        while !line.contains(moment) {
-            line.clear();
-            ensure!(told.read_line(&mut line)? > 0, "never: {moment}");
-        }
+        let (mut pull, mut told) = pull_until(&host, &slow, moment)?;
         host.containerd.kill();
         let mut rest = String::new();
         told.read_to_string(&mut rest)?;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::harness::{Api, Daemon, Scratch, binary};
-use super::stage::{Bound, container, image, refused};
+use super::stage::{Bound, container, image, image_of_names, refused};
 
 /// How many files are open at once: half of them the image's, half of them new.
 const FILES: usize = 10_000;
@@ -42,11 +42,7 @@ fn ten_thousand_open_files_of_one_mount_outlive_the_daemon() -> Result<()> {
     let names: Vec<String> = (0..FILES / 2)
         .map(|number| format!("d{}/{number}", number % 50))
         .collect();
-    let files: Vec<(&str, &[u8])> = names
-        .iter()
-        .map(|name| (name.as_str(), name.as_bytes()))
-        .collect();
-    image(&mut api, "image", "", &files)?;
+    image_of_names(&mut api, "image", &names)?;
     let bound = Bound::new(&container(&mut api, "box", "image")?, scratch.join("box"))?;
     drop(api);
     let root = bound.path();

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::disk::FileSystem;
 use super::harness::{Api, Scratch};
-use super::stage::{Bound, Stage, container, fails, image, refused};
+use super::stage::{Bound, Stage, box_with_two_files, container, fails, refused};
 
 #[test]
 fn a_daemon_that_dies_on_a_full_disk_starts_on_it_and_all_is_there() -> Result<()> {
@@ -24,14 +24,7 @@ fn a_daemon_that_dies_on_a_full_disk_starts_on_it_and_all_is_there() -> Result<(
 
 fn full(mut stage: Stage, scratch: &Scratch) -> Result<()> {
     let mut api = stage.api()?;
-    image(
-        &mut api,
-        "image",
-        "",
-        &[("file", b"of the image"), ("other", b"the other")],
-    )?;
-    let root = container(&mut api, "box", "image")?;
-    fs::write(root.join("kept"), "kept")?;
+    let root = box_with_two_files(&mut api)?;
     let bound = Bound::new(&root, scratch.join("box"))?;
     let root = bound.path();
     let filler = fill(root)?;

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use lamina_snapshotter::upper_mode::UpperMode;
 
 use super::harness::{Api, Daemon, Scratch, binary, wait_for};
-use super::stage::{Bound, container, image};
+use super::stage::{Bound, container, image_of_names};
 
 /// The daemon keeps something for each file that a container has looked at: so many, with long names.
 const FILES: usize = 12_000;
@@ -30,11 +30,7 @@ fn the_oom_killer_takes_the_daemon_and_nobody_sees_an_error() -> Result<()> {
     let names: Vec<String> = (0..FILES)
         .map(|number| format!("d{}/{number:0>200}", number % 40))
         .collect();
-    let files: Vec<(&str, &[u8])> = names
-        .iter()
-        .map(|name| (name.as_str(), name.as_bytes()))
-        .collect();
-    image(&mut api, "image", "", &files)?;
+    image_of_names(&mut api, "image", &names)?;
     let bound = Bound::new(&container(&mut api, "box", "image")?, scratch.join("box"))?;
     drop(api);
     let holder = daemon.holder().context("somebody holds the mount")?;

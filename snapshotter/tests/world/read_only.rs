@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::disk::FileSystem;
 use super::harness::{Scratch, run};
-use super::stage::{Bound, Stage, container, fails, image, refused, root_of};
+use super::stage::{Bound, Stage, box_with_two_files, container, fails, image, refused, root_of};
 
 /// What every message of it says.
 const ADVICE: &str = "remount it";
@@ -65,14 +65,7 @@ fn a_daemon_on_a_read_only_root_says_so_and_containers_wait_for_the_next() -> Re
         let scratch = Scratch::new()?;
         let mut stage = Stage::new(kind, scratch.path())?;
         let mut api = stage.api()?;
-        image(
-            &mut api,
-            "image",
-            "",
-            &[("file", b"of the image"), ("other", b"the other")],
-        )?;
-        let root = container(&mut api, "box", "image")?;
-        fs::write(root.join("kept"), "kept")?;
+        let root = box_with_two_files(&mut api)?;
         drop(api);
         let at = stage.daemon.root().display().to_string();
         let remount = |how: &str| run("mount", &["-o", &format!("remount,{how}"), &at]);

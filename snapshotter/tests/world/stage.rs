@@ -93,6 +93,22 @@ pub(crate) fn image(
     Ok(())
 }
 
+/// The same with files that hold their own names.
+pub(crate) fn image_of_names(api: &mut Api, name: &str, names: &[String]) -> Result<()> {
+    let files = names.iter();
+    let files: Vec<(&str, &[u8])> = files.map(|name| (name.as_str(), name.as_bytes())).collect();
+    image(api, name, "", &files)
+}
+
+/// The root of the container `box` on an image of the files `file` and `other`; it has written `kept`.
+pub(crate) fn box_with_two_files(api: &mut Api) -> Result<PathBuf> {
+    let files: [(&str, &[u8]); 2] = [("file", b"of the image"), ("other", b"the other")];
+    image(api, "image", "", &files)?;
+    let root = container(api, "box", "image")?;
+    fs::write(root.join("kept"), "kept")?;
+    Ok(root)
+}
+
 /// A container, as the directory that is its root.
 pub(crate) fn container(api: &mut Api, key: &str, parent: &str) -> Result<PathBuf> {
     api.prepare(key, parent)?;
