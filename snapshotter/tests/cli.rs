@@ -306,7 +306,11 @@ fn systemd_is_told_that_the_daemon_is_ready_and_alive() {
     let mut wanted = vec!["READY=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"];
     while !wanted.is_empty() {
         let mut text = [0; 512];
-        let length = systemd.recv(&mut text).expect("told in time");
+        let length = match systemd.recv(&mut text) {
+            // With a time limit it is not taken up again after a stop of the machine (signal(7)).
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            told => told.expect("told in time"),
+        };
         let text = String::from_utf8_lossy(&text[..length]);
         if let Some(place) = wanted
             .iter()
