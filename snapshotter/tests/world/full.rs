@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::disk::FileSystem;
 use super::harness::{Api, Scratch};
-use super::stage::{Bound, Stage, box_with_two_files, container, fails, refused};
+use super::stage::{Bound, Stage, box_with_two_files, fails, refused};
 
 #[test]
 fn a_daemon_that_dies_on_a_full_disk_starts_on_it_and_all_is_there() -> Result<()> {
