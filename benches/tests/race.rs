@@ -256,7 +256,9 @@ fn ctrl_c_ends_the_race_and_leaves_no_upper() {
 /// Races in `dir` without end, sends SIGINT when `sign` is there, and gives the exit code.
 fn interrupted(dir: &Path, works: &[&str], systems: &[&str], sign: &Path) -> Option<i32> {
     let mut race = Command::new(env!("CARGO_BIN_EXE_lamina-benches"))
-        .args(["race", "--scale", "0.002", "--rounds", "100000"])
+        .args([
+            "race", "--image", "made", "--scale", "0.002", "--rounds", "100000",
+        ])
         .args(["--only", &works.join(","), "--systems", &systems.join(",")])
         .arg("--dir")
         .arg(dir)
