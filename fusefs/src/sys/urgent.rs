@@ -15,10 +15,10 @@ pub(crate) struct Urgent {
 impl Urgent {
     pub(crate) fn begin() -> Urgent {
         // Of a thread, not of the process: Linux has one for each.
-        let before = getpriority_process(None).ok();
-        let changed = before.map(|_| setpriority_process(None, FIRST));
+        let before = getpriority_process(None)
+            .and_then(|before| setpriority_process(None, FIRST).map(|()| before));
         Urgent {
-            before: before.filter(|_| matches!(changed, Some(Ok(())))),
+            before: before.ok(),
         }
     }
 }
