@@ -299,6 +299,15 @@ fn pull_until(host: &Host, image: &str, moment: &str) -> Result<(Child, BufReade
     Ok((pull, told))
 }
 
+/// After a pull that came to nothing: the image is not there, comes with the next one, and goes without a trace.
+fn ensure_it_pulls_again(host: &Host, scene: &Scene, image: &str) -> Result<()> {
+    ensure!(host.ctr.images()?.is_empty());
+    host.pull(image)?;
+    ensure_it_runs(host, scene, image, Packing::Gzip)?;
+    host.ctr.remove_image(image)?;
+    ensure_nothing_is_left(host)
+}
+
 #[test]
 fn a_pull_that_is_broken_off_leaves_nothing() -> Result<()> {
     let _turn = alone();
@@ -322,11 +331,8 @@ fn a_pull_that_is_broken_off_leaves_nothing() -> Result<()> {
                 let kept = kept(&host)?;
                 ensure!(kept.is_empty(), "{moment}: {kept:?}");
             }
-            ensure!(host.ctr.images()?.is_empty());
-            host.pull(&image)?;
-            ensure_it_runs(&host, &scene, &image, Packing::Gzip)?;
-            host.ctr.remove_image(&image)?;
-            ensure_nothing_is_left(&host).with_context(|| format!("{moment}, {signal:?}"))?;
+            ensure_it_pulls_again(&host, &scene, &image)
+                .with_context(|| format!("{moment}, {signal:?}"))?;
         }
         host.stop()?;
     }
@@ -352,11 +358,7 @@ fn containerd_killed_in_a_pull_leaves_nothing_and_pulls_again() -> Result<()> {
         ensure!(!pull.wait()?.success(), "{rest}");
         ensure!(rest.contains("was not pulled"), "{rest}");
         host.containerd.start_again()?;
-        ensure!(host.ctr.images()?.is_empty());
-        host.pull(&image)?;
-        ensure_it_runs(&host, &scene, &image, Packing::Gzip)?;
-        host.ctr.remove_image(&image)?;
-        ensure_nothing_is_left(&host).with_context(|| moment.to_owned())?;
+        ensure_it_pulls_again(&host, &scene, &image).with_context(|| moment.to_owned())?;
         let lamina = host.lamina.as_mut().context("no daemon")?;
         lamina.stop()?;
         lamina.check()?;
