@@ -10,8 +10,8 @@ use lamina_snapshotter::upper_mode::UpperMode;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::harness::{Api, Daemon, Scratch, binary};
-use super::stage::{Bound, container, image, image_of_names, refused};
+use super::harness::{Api, Daemon, Scratch, Usage, binary, wait_for};
+use super::stage::{Bound, CLOSE_LIMIT, container, image, image_of_names, refused};
 
 /// How many files are open at once: half of them the image's, half of them new.
 const FILES: usize = 10_000;
@@ -19,6 +19,8 @@ const FILES: usize = 10_000;
 const UNLINKED: usize = 5;
 /// What a small daemon may have open.
 const FEW: usize = 256;
+/// How many files are closed to make room.
+const CLOSED: usize = 20;
 
 #[test]
 fn ten_thousand_open_files_of_one_mount_outlive_the_daemon() -> Result<()> {
@@ -150,7 +152,12 @@ fn who_opens_too_many_files_is_refused_and_nobody_else_notices() -> Result<()> {
         ensure!(read(file)? == names[number].as_bytes());
     }
     // There is room again, a little at a time.
-    open.truncate(open.len() - 20);
+    let lamina = daemon.pid()?;
+    let before = Usage::of(lamina)?.descriptors;
+    open.truncate(open.len() - CLOSED);
+    wait_for("the kernel tells of the closes", CLOSE_LIMIT, || {
+        Usage::of(lamina).is_ok_and(|now| now.descriptors + CLOSED <= before)
+    })?;
     ensure!(fs::read(modest.join("2"))? == b"2");
     fs::write(modest.join("3"), "changed")?;
     api.prepare("other", "image")?;

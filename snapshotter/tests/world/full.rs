@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use lamina_proto::tonic::Code;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 use super::disk::FileSystem;
-use super::harness::{Api, Scratch};
-use super::stage::{Bound, Stage, box_with_two_files, fails, refused};
+use super::harness::{Api, Scratch, wait_for};
+use super::stage::{Bound, CLOSE_LIMIT, Stage, box_with_two_files, fails, refused};
+
+/// More than small files and a snapshot need, in bytes.
+const ROOM: u64 = 1 << 20;
 
 #[test]
 fn a_daemon_that_dies_on_a_full_disk_starts_on_it_and_all_is_there() -> Result<()> {
@@ -40,6 +43,9 @@ fn full(mut stage: Stage, scratch: &Scratch) -> Result<()> {
         fill(root)?;
     }
     fs::remove_file(filler)?;
+    wait_for("the kernel tells of the close", CLOSE_LIMIT, || {
+        statvfs(stage.daemon.root()).is_ok_and(|disk| disk.f_bavail * disk.f_frsize > ROOM)
+    })?;
     fs::write(root.join("new"), "new")?;
     fs::write(root.join("file"), "changed")?;
     let mut api = stage.api()?;

@@ -1,6 +1,7 @@
 //! What the tests stand on: a daemon on a disk of its own, an image, containers.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,6 +12,9 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use super::disk::{Disk, Faults, FileSystem, MountsBelow, Sparse};
 use super::harness::{Api, Daemon};
+
+/// A close is answered before the file system hears of it; it hears of it within this.
+pub(crate) const CLOSE_LIMIT: Duration = Duration::from_mins(1);
 
 /// A daemon whose root is a disk. Dropping it kills the daemon, and then pulls out the disk.
 pub(crate) struct Stage {
