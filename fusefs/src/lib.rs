@@ -16,6 +16,7 @@
 //! - `marks` knows how whiteouts, opaque directories and redirects look on disk.
 //! - [`memory`] gives back what is not needed now.
 //! - [`descriptors`] are got from whoever started the process, and compared.
+//! - [`Urgent`] work goes before everything else.
 //! - `sys` holds the system calls, and the only `unsafe` code.
 //! - [`types`], [`error`] and `errno` are the words that all of them speak.
 
@@ -41,3 +42,4 @@ pub mod union;
 pub mod upper;
 
 pub use error::{Error, Result};
+pub use sys::urgent::Urgent;

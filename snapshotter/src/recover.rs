@@ -1,5 +1,5 @@
-//! What happens at start, before the socket answers: the disk is made to agree with the store,
-//! and every snapshot that is in use is mounted again.
+//! What happens at start, before the socket answers: mounts that an earlier daemon left are taken over,
+//! the disk is made to agree with the store, and every other snapshot that is in use is mounted again.
 //!
 //! The store is right. A verb that a crash cut off left one of these behind, and each is undone or
 //! finished here:

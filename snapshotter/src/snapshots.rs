@@ -4,13 +4,14 @@
 //! transaction is the moment at which a verb happens; what comes before can be undone, and what
 //! comes after is repeated by the next cleanup or start ([`crate::recover`]).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use lamina_fusefs::Urgent;
 use lamina_fusefs::session::Stuck;
 
 use crate::busy::Busy;
@@ -74,6 +75,8 @@ pub struct Snapshots {
 impl Snapshots {
     /// Opens a root directory, repairs what a crash left, and mounts what is in use.
     pub fn open(root: &Path, mounter: Arc<dyn Mounter>) -> Result<(Snapshots, Report)> {
+        // Until that is served which an earlier daemon left: programs wait for it.
+        let urgent = Urgent::begin();
         let layout = Layout::create(root)?;
         let lock = RootLock::acquire(&layout)?;
         step("probe", || root::probe(&layout))?;
@@ -85,33 +88,37 @@ impl Snapshots {
             left = keeping.mounts();
         }
         let detached = step("mounts", || recover::clear_mounts(&layout, &left))?;
-        let making = Mutex::default();
-        let mut removed = step("cleanup", || cleanup::run(&layout, &store, &making))?;
-        for id in store.ids()?.keys() {
-            removed.extend(indexes::remove_leftovers(&layout, *id)?);
-        }
         step("cache", || mounter.begin(&layout)).map_err(|source| Error::Cache {
             path: layout.cache(),
             source,
         })?;
         let sessions = Sessions::new(layout.clone(), mounter);
-        let busy = Busy::default();
         let snapshots = Snapshots {
             layout,
             store,
             sessions,
-            busy,
+            busy: Busy::default(),
             disk,
             upper: UpperMode::default(),
-            making,
+            making: Mutex::default(),
             _lock: lock,
         };
         let mut report = Report {
             detached,
-            removed,
             ..Report::default()
         };
-        snapshots.mount_all(&left, &mut report)?;
+        let others = step("take-over", || snapshots.take_over(&left, &mut report))?;
+        drop(urgent);
+        if let Err(error) = step("cleanup", || snapshots.remove_leftovers(&mut report)) {
+            // No reason to drop what was taken over.
+            tracing::warn!(%error, "what a crash left stays until the next start");
+        }
+        step("others", || {
+            snapshots.mount_several(others, &mut report, false);
+        });
+        if let Some(keeping) = snapshots.sessions.keeping() {
+            keeping.drop_mounts();
+        }
         Ok((snapshots, report))
     }
 
@@ -525,22 +532,41 @@ impl Snapshots {
         }
     }
 
-    /// Mounts everything that is in use. First, and several at a time, what an earlier daemon left
-    /// (`left`): programs wait for it. Of that first what is done soonest, so that few wait for long.
-    fn mount_all(&self, left: &BTreeMap<u64, u64>, report: &mut Report) -> Result<()> {
-        let mut keys = Vec::new();
+    /// Takes over what an earlier daemon left: first what is done soonest, so that few wait for long.
+    /// Answers the keys of everything else that is in use.
+    fn take_over(&self, left: &BTreeMap<u64, u64>, report: &mut Report) -> Result<Vec<String>> {
+        let (mut images, mut used) = (HashMap::new(), Vec::new());
         self.store.walk(&mut |info| {
-            if info.record.kind != Kind::Committed {
-                let amount = left.get(&info.record.id);
-                keys.push((amount.is_none(), amount.copied(), info.key));
+            let amount = left.get(&info.record.id).copied();
+            match (info.record.kind, amount) {
+                (Kind::Committed, Some(amount)) => drop(images.insert(info.key, amount)),
+                (Kind::Committed, None) => {}
+                _ => used.push((amount, info)),
             }
             Ok(())
         })?;
-        keys.sort_unstable();
+        let (mut taken, mut others) = (Vec::new(), Vec::new());
+        for (amount, info) in used {
+            // An image mount has the number of the topmost layer.
+            let image = info.record.parent.and_then(|name| images.get(&name));
+            match amount.or(image.copied()) {
+                Some(amount) => taken.push((amount, info.key)),
+                None => others.push(info.key),
+            }
+        }
+        taken.sort_unstable();
+        let taken = taken.into_iter().map(|(_, key)| key).collect();
+        self.mount_several(taken, report, true);
+        Ok(others)
+    }
+
+    /// Mounts snapshots again, in this order, as many at a time as there are processors.
+    fn mount_several(&self, keys: Vec<String>, report: &mut Report, is_urgent: bool) {
         let next = Mutex::new(keys.into_iter());
         let report = Mutex::new(report);
         let work = || {
-            while let Some((.., key)) = locked(&next).next() {
+            let _urgent = is_urgent.then(Urgent::begin);
+            while let Some(key) = locked(&next).next() {
                 let mounted = self.mounts_of_held(&key);
                 let mut report = locked(&report);
                 match mounted {
@@ -556,8 +582,13 @@ impl Snapshots {
             }
             work();
         });
-        if let Some(keeping) = self.sessions.keeping() {
-            keeping.drop_mounts();
+    }
+
+    /// Deletes what a crash left. Nobody makes anything new yet.
+    fn remove_leftovers(&self, report: &mut Report) -> Result<()> {
+        report.removed = cleanup::run(&self.layout, &self.store, &self.making)?;
+        for id in self.store.ids()?.keys() {
+            (report.removed).extend(indexes::remove_leftovers(&self.layout, *id)?);
         }
         Ok(())
     }

@@ -21,7 +21,6 @@ use super::{Mount, Mounted, Session, SessionOptions, failed};
 use crate::error::{Error, Result};
 use crate::record::{self, Flaw, Pins, Record};
 use crate::sys::device::close_backing;
-use crate::sys::urgent::Urgent;
 use crate::types::NodeId;
 use crate::union::Union;
 
@@ -137,8 +136,6 @@ impl Session {
             path: mountpoint.to_owned(),
             flaw,
         };
-        // Whoever was there first runs again by then.
-        let urgent = Urgent::begin();
         let device = Arc::new(File::from(kept.device));
         let pins: Arc<dyn Pins> = keeper.clone();
         let (record, about, state) = Record::open(kept.record.into(), pins).map_err(unfit)?;
@@ -167,7 +164,6 @@ impl Session {
         }
         handshake::ask_again(&device)
             .map_err(|source| failed("cannot ask for requests again on", mountpoint, source))?;
-        drop(urgent);
         sweep_later(&union, &device);
         let restored = Restored {
             nodes: revived.nodes,
