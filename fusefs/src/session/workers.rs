@@ -114,17 +114,17 @@ impl Worker {
 
 /// Does the work of a request, which is noted meanwhile if this thread is one of a session.
 pub(super) fn busy<T>(operation: Operation, ino: INodeNo, work: impl FnOnce() -> T) -> T {
-    let own = OWN.with_borrow(|own| own.as_ref().map(|(_, worker)| Arc::clone(worker)));
-    if let Some(worker) = &own {
+    OWN.with_borrow(|own| {
+        let Some((_, worker)) = own else {
+            return work();
+        };
         (worker.operation).store(operation as usize, Ordering::Relaxed);
         worker.node.store(ino.0, Ordering::Relaxed);
         worker.since.store(now() + 1, Ordering::Release);
-    }
-    let done = work();
-    if let Some(worker) = &own {
+        let done = work();
         worker.since.store(0, Ordering::Release);
-    }
-    done
+        done
+    })
 }
 
 fn now() -> u64 {
