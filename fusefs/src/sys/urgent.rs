@@ -27,12 +27,13 @@ impl Urgent {
         let is_ordinary = policy().is_ok_and(|policy| policy == libc::SCHED_OTHER)
             // Of a thread, not of the process: Linux has one for each.
             && getpriority_process(None) == Ok(ORDINARY);
-        let gone_first = is_ordinary.then(go_first);
-        if let Some(Err(error)) = &gone_first {
-            tracing::debug!(%error, "a thread is as urgent as all others");
-        }
+        let gone_first = || {
+            go_first().inspect_err(|error| {
+                tracing::debug!(%error, "a thread is as urgent as all others");
+            })
+        };
         Urgent {
-            is_changed: gone_first.is_some_and(|gone| gone.is_ok()),
+            is_changed: is_ordinary && gone_first().is_ok(),
             _thread: PhantomData,
         }
     }
